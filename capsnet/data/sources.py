@@ -1,0 +1,155 @@
+"""MNIST and Fashion-MNIST: found on disk, or downloaded with a checksum from the first mirror that answers."""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from capsnet.data.idx import read_idx
+from capsnet.data.sets import Data, ImageSet
+from capsnet.errors import InputError
+
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in four IDX files.
+
+    sha256 holds the checksum of each of FILES, test_labels_sha256 that of the test labels alone, one byte each: the
+    two sets share their file names, and so are told apart.
+    """
+
+    classes: tuple[str, ...]
+    mirrors: tuple[str, ...]
+    sha256: tuple[str, ...]
+    test_labels_sha256: str
+
+
+# Checksums of files whose MD5 sums are the published ones
+# (MNIST f68b3c2d, d53e105e, 9fb629c4, ec29112d; Fashion-MNIST 8d4fb7e6, 25c81989, bef4ecab, bb300cfd).
+SOURCES = {
+    "mnist": Source(
+        classes=tuple(str(digit) for digit in range(10)),
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        sha256=(
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+        test_labels_sha256="ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    ),
+    "fashion_mnist": Source(
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        mirrors=(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        sha256=(
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+        test_labels_sha256="3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+    ),
+}
+
+
+def load_source(name: str, data_dir: str | Path | None = None) -> Data:
+    """Load one of SOURCES from its four files: images [n, 1, h, w]; the validation set is empty.
+
+    The files are looked for in data_dir, else in $CAPSNET_DATA, else in the user's cache: there under the name of the
+    set or at the top, gzipped or unpacked. What is found is used as it is, so that a set of your own may take the
+    place; what is missing is downloaded into <folder>/<name>/.
+    Raises InputError where a file is neither found nor to be had, or the files do not belong together.
+    """
+    folder = data_folder(data_dir)
+    missing = [file for file in FILES if _found(folder, name, file) is None]
+    paths = [_found(folder, name, file) or _download(folder, name, file, missing) for file in FILES]
+    train_images, train_labels, test_images, test_labels = paths
+    train, test = _read(train_images, train_labels), _read(test_images, test_labels)
+    _check_is(name, test, folder)
+    return Data(name, SOURCES[name].classes, train, train.select(torch.arange(0)), test)
+
+
+def data_folder(data_dir: str | Path | None = None) -> Path:
+    """Where files are looked for and downloaded to: data_dir, else $CAPSNET_DATA, else the user's cache."""
+    chosen = data_dir or os.environ.get("CAPSNET_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("capsnet"))
+
+
+def _found(folder: Path, name: str, file: str) -> Path | None:
+    candidates = (place / form for place in (folder / name, folder) for form in (file, file.removesuffix(".gz")))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read(images_path: Path, labels_path: Path) -> ImageSet:
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{images_path} has {len(images)} images but {labels_path} {len(labels)} labels: put a matching pair there"
+        )
+    return ImageSet(images.unsqueeze(1), labels.long())  # [n, 1, h, w]
+
+
+def _check_is(name: str, test: ImageSet, folder: Path) -> None:
+    found = hashlib.sha256(test.labels.byte().numpy().tobytes()).hexdigest()
+    for other, source in SOURCES.items():
+        if other != name and found == source.test_labels_sha256:
+            raise InputError(
+                f"the files for {name} in {folder} are those of {other}: keep each set in {folder}/<name>/"
+            )
+
+
+def _download(folder: Path, name: str, file: str, missing: list[str]) -> Path:
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # our own line says it
+    source, failures = SOURCES[name], []
+    checksum = source.sha256[FILES.index(file)]
+    downloader = pooch.HTTPDownloader(timeout=10)  # seconds without an answer
+    for mirror in source.mirrors:
+        logging.getLogger(__name__).info("downloading %s to %s", mirror + file, folder / name)
+        try:
+            return Path(pooch.retrieve(mirror + file, f"sha256:{checksum}", file, folder / name, downloader=downloader))
+        except (OSError, ValueError) as error:  # a ValueError of pooch's is a wrong checksum
+            failures.append(f"{mirror}: {_reason(error)}")
+    raise InputError(
+        f"{name}: {', '.join(missing)} not in {folder / name} or {folder}, and the download failed "
+        f"({'; '.join(failures)}): put the files there, or say with --data-dir where they are"
+    )
+
+
+def _reason(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP status {response.status_code}"
+    return type(error).__name__ if isinstance(error, OSError) else "wrong checksum"

@@ -1,0 +1,98 @@
+"""How well a network does on images that it has not seen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from capsnet.data import ImageSet, batches
+from capsnet.errors import InputError
+from capsnet.losses import reconstruction_loss
+from capsnet.models import CapsNet
+
+MaskedBy = Literal["prediction", "label"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network did with n labelled images."""
+
+    n: int
+    errors: int
+    confusion: list[list[int]]
+    """Images by true class (row) and predicted class (column)."""
+    reconstruction: float | None
+    """Squared error of a drawing, summed over pixels and averaged over images; None without drawings."""
+    masked_by: MaskedBy
+    """Which capsule was drawn: that of the network's answer, or that of the true label."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that were classified right."""
+        return 1 - self.errors / self.n
+
+    @property
+    def per_class(self) -> list[float | None]:
+        """Share classified right of each class's images; None for a class without images."""
+        return [row[k] / sum(row) if sum(row) else None for k, row in enumerate(self.confusion)]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A network's answers for n images, on the CPU."""
+
+    scores: Tensor
+    """[n, j]: capsule lengths, or a baseline's class probabilities."""
+    drawings: Tensor | None
+    """[n, c, h, w] in [0, 1]."""
+
+    @property
+    def predictions(self) -> Tensor:
+        """The class with the highest score, int64 [n]."""
+        return self.scores.argmax(dim=-1)  # over classes j
+
+
+def answer(network: nn.Module, images: Tensor, classes: Tensor | None = None) -> Answers:
+    """A network's answers for a batch of images in [0, 1]; it draws the capsules of `classes`, or the longest ones.
+
+    images [b, c, h, w], classes [b] → scores [b, j], drawings [b, c, h, w]
+    """
+    with torch.inference_mode():
+        output = network(images, classes) if isinstance(network, CapsNet) else network(images)
+    if isinstance(network, CapsNet):
+        return Answers(output.lengths, output.drawing)
+    return Answers(output.softmax(dim=-1), None)  # over classes j
+
+
+def answers(
+    network: nn.Module, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
+) -> Iterator[tuple[Tensor, Tensor, Answers]]:
+    """Go through a set in order, in evaluation mode: each batch's images, labels and answers."""
+    training = network.training
+    network.eval()
+    try:
+        for pixels, labels in batches(images, batch):
+            yield pixels, labels, answer(network, pixels, labels if masked_by == "label" else None)
+    finally:
+        network.train(training)
+
+
+def evaluate(network: nn.Module, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
+    """Judge a network on a set of images, which lies on the network's device.
+
+    Raises InputError for a set without images.
+    """
+    if not len(images):
+        raise InputError("there are no images to evaluate on")
+    errors, squares, confusion = 0, 0.0, None
+    for pixels, labels, given in answers(network, images, masked_by=masked_by):
+        classes = given.scores.shape[-1]
+        errors += int((given.predictions != labels).sum())
+        pairs = torch.bincount(labels * classes + given.predictions, minlength=classes**2).view(classes, classes)
+        confusion = pairs if confusion is None else confusion + pairs
+        if given.drawings is not None:
+            squares += len(labels) * float(reconstruction_loss(given.drawings, pixels))
+    drawn = given.drawings is not None
+    return Evaluation(len(images), errors, confusion.tolist(), squares / len(images) if drawn else None, masked_by)

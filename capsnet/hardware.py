@@ -1,0 +1,56 @@
+"""What the machine is, which arithmetic suits it, and how it keeps its memory."""
+
+import ctypes
+import os
+import platform
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are faster than in float32 on this device, by its own instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and any(flag in _cpu()["flags"] for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees, for the next step.
+
+    It would map every large buffer afresh and give it back, and the page faults take a fifth of a training step.
+    Elsewhere than on Linux this does nothing.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """The hardware and the versions that a measurement stands on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()["model name"],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "capsnet": version("capsnet"),
+    }
+
+
+@cache
+def _cpu() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo, or what Python knows where there is no such file."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except FileNotFoundError:
+        first = ""
+    lines = (line.partition(":") for line in first.splitlines())
+    known = {"model name": platform.processor() or platform.machine(), "flags": ""}
+    return known | {name.strip(): value.strip() for name, _, value in lines}

@@ -1,0 +1,124 @@
+"""The layers of a capsule network: they own the parameters, and the mathematics is in `ops`."""
+
+from math import ceil
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from capsnet.ops.convolution import strided_conv2d
+from capsnet.ops.reference import Gradient
+from capsnet.ops.routing import route
+from capsnet.ops.squash import squash
+
+
+class PrimaryCaps(nn.Module):
+    """A convolution whose channels are cut into capsules: `dim` channels at one place are one capsule, squashed.
+
+    The channels of capsule type t are t·dim to (t + 1)·dim - 1, and capsules are listed by type, then row, then
+    column. `scale` multiplies the sums before they are squashed; the authors' code has 1/32.
+    """
+
+    def __init__(
+        self, in_channels: int, types: int, dim: int, kernel_size: int, stride: int, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, types * dim, kernel_size, stride)
+        self.dim, self.scale = dim, scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [b, c, h, w] → children [b, i, d]."""
+        x = strided_conv2d(features, self.conv.weight, self.conv.bias, self.conv.stride[0])  # [b, types · dim, h, w]
+        return squash(rearrange(x * self.scale, "b (types dim) h w -> b (types h w) dim", dim=self.dim))
+
+
+class RoutedCaps(nn.Module):
+    """Capsules that get their input by routing: one matrix W_ij a pair of child and parent (Section 2).
+
+    `places` above 1 shares each capsule type's matrices over its places, so that `children` must list a type's places
+    one after the other. `prior` makes the initial logits a parameter, `bias` adds one to each weighted sum; `leaky`
+    gives the children an orphan class.
+    """
+
+    def __init__(
+        self,
+        children: int,
+        parents: int,
+        child_dim: int,
+        parent_dim: int,
+        iterations: int = 3,
+        *,
+        gradient: Gradient = "all",
+        places: int = 1,
+        prior: bool = False,
+        bias: bool = False,
+        leaky: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(children // places, parents, child_dim, parent_dim))
+        self.prior = nn.Parameter(torch.zeros(children, parents)) if prior else None
+        self.bias = nn.Parameter(torch.zeros(parents, parent_dim)) if bias else None
+        self.iterations, self.gradient, self.places, self.leaky = iterations, gradient, places, leaky
+        nn.init.normal_(self.weight, std=0.1)
+
+    def forward(self, children: Tensor) -> Tensor:
+        """Children [b, i, d] → parents [b, j, e]."""
+        weight = self.weight
+        if self.places > 1:
+            weight = repeat(weight, "types j d e -> (types places) j d e", places=self.places)
+        return route(
+            children,
+            weight,
+            self.iterations,
+            prior=self.prior,
+            bias=self.bias,
+            leaky=self.leaky,
+            gradient=self.gradient,
+        )
+
+
+class DenseDecoder(nn.Module):
+    """The paper's decoder: three dense layers from all capsules, all but one of them zeroed, to pixels (Figure 2)."""
+
+    def __init__(self, capsules: int, dim: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        channels, height, width = image_shape
+        self.layers = nn.Sequential(
+            nn.Linear(capsules * dim, 512),
+            nn.ReLU(),
+            nn.Linear(512, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, channels * height * width),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, capsules: Tensor) -> Tensor:
+        """Masked capsules [b, j, e] → drawing [b, c, h, w] in [0, 1]."""
+        pixels = self.layers(rearrange(capsules, "b j e -> b (j e)"))
+        return pixels.unflatten(-1, self.image_shape)
+
+
+class ConvDecoder(nn.Module):
+    """A decoder of transposed convolutions, whose size does not grow with the image's area times a dense layer."""
+
+    def __init__(self, capsules: int, dim: int, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, self.height, self.width = image_shape
+        self.grid = (128, ceil(self.height / 4), ceil(self.width / 4))
+        self.seed = nn.Linear(capsules * dim, self.grid[0] * self.grid[1] * self.grid[2])
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, capsules: Tensor) -> Tensor:
+        """Masked capsules [b, j, e] → drawing [b, c, h, w] in [0, 1]."""
+        x = self.seed(rearrange(capsules, "b j e -> b (j e)")).unflatten(-1, self.grid)  # [b, 128, ⌈h/4⌉, ⌈w/4⌉]
+        x = self.layers(x)  # [b, c, 4⌈h/4⌉, 4⌈w/4⌉]
+        return x[:, :, : self.height, : self.width]

@@ -1,0 +1,29 @@
+"""The two losses of Sabour, Frosst and Hinton (2017): the margin loss (Eq. 4) and the reconstruction loss (4.1)."""
+
+import torch.nn.functional as F
+from einops import reduce
+from torch import Tensor
+
+
+def margin_loss(
+    lengths: Tensor, labels: Tensor, present: float = 0.9, absent: float = 0.1, down_weight: float = 0.5
+) -> Tensor:
+    """Ask the true class's capsule to be longer than `present` and every other one to be shorter than `absent`.
+
+    L_k = T_k max(0, m⁺ - |v_k|)² + λ (1 - T_k) max(0, |v_k| - m⁻)² (Eq. 4), summed over the classes k and averaged
+    over the images.
+
+    lengths [b, j], labels [b] → a scalar
+    """
+    truth = F.one_hot(labels, lengths.shape[-1]).to(lengths.dtype)  # [b, j]
+    missing = truth * (present - lengths).relu().square()
+    spurious = (1 - truth) * (lengths - absent).relu().square()
+    return reduce(missing + down_weight * spurious, "b j -> b", "sum").mean()
+
+
+def reconstruction_loss(drawing: Tensor, image: Tensor) -> Tensor:
+    """Squared difference of drawing and image, summed over pixels and channels and averaged over images (4.1).
+
+    drawing [b, c, h, w], image [b, c, h, w], both in [0, 1] → a scalar
+    """
+    return reduce((drawing - image).square(), "b c h w -> b", "sum").mean()

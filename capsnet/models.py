@@ -1,0 +1,183 @@
+"""The networks: CapsNet (Figures 1 and 2 of Sabour, Frosst and Hinton, 2017) and the convolutional baselines."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from capsnet.errors import InputError
+from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps
+from capsnet.ops.reference import Gradient, check_routing
+
+ImageShape = tuple[int, int, int]
+Decoder = Literal["dense", "conv", "none"]
+Initialisation = Literal["torch", "official"]
+
+
+class CapsNetOutput(NamedTuple):
+    """What a CapsNet says of b images: the longest capsule's class is its answer."""
+
+    lengths: Tensor  # [b, j], each in [0, 1)
+    capsules: Tensor  # [b, j, e]
+    drawing: Tensor | None  # [b, c, h, w] in [0, 1], or None without a decoder
+
+
+class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["capsule-network"]):
+    """The capsule network of the paper, for images of any shape and any number of classes.
+
+    The defaults are the paper's for MNIST: 8,215,568 parameters. Sizes that follow from others are worked out. What
+    the paper's text leaves open or its authors' code does otherwise is an option: `prior` learns the initial logits,
+    `bias` is added inside every iteration, `leaky` adds an orphan class to the softmax, `slope` makes conv1's ReLU
+    leaky, `shared` uses one set of matrices at every place of the grid, `primary_scale` multiplies the primary
+    capsules before the squash, `initialisation="official"` starts from the authors' truncated normals.
+
+    Raises InputError for an image that is too small for the kernels and for options that no network can have.
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape = (1, 28, 28),
+        classes: int = 10,
+        iterations: int = 3,
+        *,
+        gradient: Gradient = "all",
+        conv_channels: int = 256,
+        conv_kernel: int = 9,
+        primary_types: int = 32,
+        primary_dim: int = 8,
+        primary_kernel: int = 9,
+        primary_stride: int = 2,
+        primary_scale: float = 1.0,
+        capsule_dim: int = 16,
+        prior: bool = False,
+        bias: bool = False,
+        leaky: bool = False,
+        slope: float = 0.0,
+        shared: bool = False,
+        initialisation: Initialisation = "torch",
+        decoder: Decoder = "dense",
+    ) -> None:
+        super().__init__()
+        check_routing(iterations, gradient)
+        if classes < 2:
+            raise InputError(f"a network needs at least two classes, not {classes}")
+        image_shape = tuple(image_shape)  # a list when it was read from config.json
+        height, width = (
+            _grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:]
+        )
+        self.image_shape, self.classes, self.slope = image_shape, classes, slope
+        self.conv1 = nn.Conv2d(image_shape[0], conv_channels, conv_kernel)
+        self.primary_caps = PrimaryCaps(
+            conv_channels, primary_types, primary_dim, primary_kernel, primary_stride, primary_scale
+        )
+        self.digit_caps = RoutedCaps(
+            primary_types * height * width,
+            classes,
+            primary_dim,
+            capsule_dim,
+            iterations,
+            gradient=gradient,
+            places=height * width if shared else 1,
+            prior=prior,
+            bias=bias,
+            leaky=leaky,
+        )
+        self.decoder = _decoder(decoder, classes, capsule_dim, image_shape)
+        if initialisation == "official":
+            _initialise_as_the_authors(self)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [b, c, h, w] in [0, 1] → capsules [b, j, e], one a class."""
+        x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
+        children = self.primary_caps(x)  # [b, 1152, 8]
+        return self.digit_caps(children)  # [b, 10, 16]
+
+    def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
+        """Draw what one capsule of each image stands for, all others set to zero.
+
+        capsules [b, j, e], classes [b] → drawing [b, c, h, w] in [0, 1]
+        """
+        if self.decoder is None:
+            raise InputError("this network has no decoder, so it cannot draw: train one with --decoder dense")
+        mask = F.one_hot(classes, capsules.shape[1]).to(capsules.dtype)  # [b, j]
+        return self.decoder(capsules * mask.unsqueeze(-1))
+
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> CapsNetOutput:
+        """Classify and draw; the capsule that is drawn is that of `classes`, or the longest one if None.
+
+        images [b, c, h, w], classes [b] → lengths [b, j], capsules [b, j, e], drawing [b, c, h, w]
+        """
+        capsules = self.encode(images)  # [b, j, e]
+        lengths = torch.linalg.vector_norm(capsules, dim=-1)  # over the capsule's own axis e
+        if self.decoder is None:
+            return CapsNetOutput(lengths, capsules, None)
+        drawn = lengths.argmax(dim=-1) if classes is None else classes  # over classes j
+        return CapsNetOutput(lengths, capsules, self.decode(capsules, drawn))
+
+
+class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
+    """A plain convolutional network to compare with: logits [b, j] of images [b, c, h, w].
+
+    `size="paper"` is the paper's baseline (35,445,522 parameters on MNIST, Section 5); `size="small"` costs about as
+    much arithmetic as a CapsNet and has fewer parameters.
+    """
+
+    def __init__(
+        self, image_shape: ImageShape = (1, 28, 28), classes: int = 10, size: Literal["paper", "small"] = "paper"
+    ) -> None:
+        super().__init__()
+        self.image_shape, self.classes = tuple(image_shape), classes
+        channels, height, width = image_shape
+        if size == "paper":
+            widths, hidden, pool = (256, 256, 128), (328, 192), 1
+        else:
+            widths, hidden, pool = (32, 64, 128), (256, 128), 4
+        if min(height, width) < pool:
+            raise InputError(f"an image of {height}x{width} is too small: the baseline pools {pool}x{pool} places")
+        convolutions: list[nn.Module] = []
+        for before, after in zip((channels, *widths), widths, strict=False):
+            convolutions += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU()]
+        features = widths[-1] * (height // pool) * (width // pool)
+        self.features = nn.Sequential(*convolutions, nn.MaxPool2d(pool), nn.Flatten())
+        self.head = nn.Sequential(
+            nn.Linear(features, hidden[0]),
+            nn.ReLU(),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(hidden[1], classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [b, c, h, w] → logits [b, j]."""
+        return self.head(self.features(images))  # [b, j]
+
+
+def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int, image_shape: ImageShape) -> int:
+    """Places along one side of the primary capsules' grid."""
+    room = size - conv_kernel + 1 - primary_kernel
+    if room < 0:
+        raise InputError(
+            f"an image of {image_shape[1]}x{image_shape[2]} is too small for kernels of {conv_kernel} and "
+            f"{primary_kernel}, which need {conv_kernel + primary_kernel - 1} pixels each way: "
+            "choose smaller kernels or larger images"
+        )
+    return room // primary_stride + 1
+
+
+def _decoder(kind: Decoder, classes: int, capsule_dim: int, image_shape: ImageShape) -> nn.Module | None:
+    if kind == "none":
+        return None
+    return {"dense": DenseDecoder, "conv": ConvDecoder}[kind](classes, capsule_dim, image_shape)
+
+
+def _initialise_as_the_authors(model: CapsNet) -> None:
+    """Truncated normals of sigma 0.05 in conv1 and 0.1 elsewhere, all biases 0.1: the authors' released code."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.constant_(parameter, 0.1)
+        elif name.endswith("weight"):
+            sigma = 0.05 if name == "conv1.weight" else 0.1
+            nn.init.trunc_normal_(parameter, std=sigma, a=-2 * sigma, b=2 * sigma)

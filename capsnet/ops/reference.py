@@ -1,0 +1,88 @@
+"""Dynamic routing as the paper prints it: Procedure 1 of Sabour, Frosst and Hinton (2017), line by line."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from capsnet.errors import InputError
+from capsnet.ops.squash import squash
+
+Gradient = Literal["all", "last"]
+
+
+def vote(children: Tensor, weight: Tensor) -> Tensor:
+    """Every child's prediction for every parent: û_ij = W_ij u_i (Eq. 2).
+
+    children [b, i, d], weight [i, j, d, e] → votes [b, i, j, e]
+    """
+    return einsum(children, weight, "b i d, i j d e -> b i j e")
+
+
+def couple(logits: Tensor, leaky: bool = False) -> Tensor:
+    """How each child shares itself out over its parents (Eq. 3); `leaky` adds an orphan class with logit 0.
+
+    logits [b, i, j] → couplings [b, i, j], which sum to 1 over the parents, or to less where the orphan has a share
+    """
+    if not leaky:
+        return logits.softmax(dim=-1)  # over parents j
+    orphan = logits.new_zeros(*logits.shape[:-1], 1)
+    return torch.cat([logits, orphan], dim=-1).softmax(dim=-1)[..., :-1]  # over parents j and the orphan
+
+
+def routing_trace(
+    votes: Tensor,
+    iterations: int = 3,
+    *,
+    prior: Tensor | None = None,
+    bias: Tensor | None = None,
+    leaky: bool = False,
+    gradient: Gradient = "all",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Procedure 1, line by line: the couplings and the parents of every iteration.
+
+    `prior` [i, j] is where the logits start (zeros, as printed, if None); `bias` [j, e] is added to the weighted sum
+    in every iteration, as the authors' code does; `gradient="last"` treats the agreement as a constant, so that
+    gradients pass through the last weighted sum alone.
+
+    votes [b, i, j, e] → couplings [b, i, j], parents [b, j, e] of each iteration in turn
+    """
+    check_routing(iterations, gradient)
+    logits = votes.new_zeros(votes.shape[:3])  # line 2
+    if prior is not None:
+        logits = logits + prior
+    for iteration in range(1, iterations + 1):  # line 3
+        couplings = couple(logits, leaky)  # line 4: each child shares out 1 over its parents
+        total = einsum(couplings, votes, "b i j, b i j e -> b j e")  # line 5
+        parents = squash(total if bias is None else total + bias)  # line 6
+        yield couplings, parents
+        if iteration < iterations:
+            agreement = einsum(votes, parents, "b i j e, b j e -> b i j")  # line 7
+            logits = logits + (agreement.detach() if gradient == "last" else agreement)
+
+
+def dynamic_routing(
+    votes: Tensor,
+    iterations: int = 3,
+    *,
+    prior: Tensor | None = None,
+    bias: Tensor | None = None,
+    leaky: bool = False,
+    gradient: Gradient = "all",
+) -> Tensor:
+    """Procedure 1: the parents after `iterations` weighted sums; the options are those of `routing_trace`.
+
+    votes [b, i, j, e] → parents [b, j, e]
+    """
+    *_, (_, parents) = routing_trace(votes, iterations, prior=prior, bias=bias, leaky=leaky, gradient=gradient)
+    return parents
+
+
+def check_routing(iterations: int, gradient: str) -> None:
+    """Refuse what no routing can do, with an InputError."""
+    if iterations < 1:
+        raise InputError(f"routing takes at least one iteration, not {iterations}")
+    if gradient not in ("all", "last"):
+        raise InputError(f"gradient is 'all' or 'last', not {gradient!r}")

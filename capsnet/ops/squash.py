@@ -1,0 +1,16 @@
+"""The squashing nonlinearity: Eq. 1 of Sabour, Frosst and Hinton (2017), v = |s|² / (1 + |s|²) · s / |s|."""
+
+import torch
+from torch import Tensor
+
+
+def squash(s: Tensor) -> Tensor:
+    """Shrink each vector to a length below 1 and keep its direction (Eq. 1).
+
+    One factor |s| of the equation is cancelled by hand, so that nothing is divided by a length: the result and its
+    gradient are exactly zero at a zero vector, with no epsilon.
+
+    s [..., e] → v [..., e]
+    """
+    length = torch.linalg.vector_norm(s, dim=-1, keepdim=True).to(s.dtype)  # over the capsule's own axis e
+    return s * (length / (1 + length.square()))

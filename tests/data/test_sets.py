@@ -1,0 +1,101 @@
+"""Parts of a data set are disjoint, cover everything and are drawn by their seed."""
+
+import pytest
+import torch
+
+from capsnet.data.sets import Data, ImageSet, hold_out, hold_out_tenth, split
+from capsnet.errors import InputError
+
+
+def numbered(n, classes=2):
+    """Images whose one pixel is their number."""
+    return ImageSet(torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1), torch.arange(n) % classes)
+
+
+def numbers(images):
+    return images.images.flatten().tolist()
+
+
+def test_a_split_is_disjoint_and_covers_everything():
+    train, validation = split(numbered(50), 12, seed=0)
+    assert (len(train), len(validation)) == (38, 12)
+    assert sorted(numbers(train) + numbers(validation)) == list(range(50))
+
+
+def test_labels_stay_with_their_images():
+    for part in split(numbered(50, classes=7), 12, seed=0):
+        assert part.labels.tolist() == [number % 7 for number in numbers(part)]
+
+
+def test_a_split_is_drawn_by_its_seed():
+    drawn = [numbers(split(numbered(50), 12, seed)[1]) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != list(range(12))
+
+
+def test_a_split_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    split(numbered(50), 12, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_validation_set_may_be_empty():
+    train, validation = split(numbered(5), 0, seed=0)
+    assert numbers(train) == list(range(5))
+    assert validation.images.shape == (0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("validation", [5, 6, -1])
+def test_a_validation_set_that_leaves_nothing_is_refused(validation):
+    with pytest.raises(
+        InputError, match=f"{validation} validation images cannot be drawn from 5: choose --validation from 0 to 4"
+    ):
+        split(numbered(5), validation, seed=0)
+
+
+def test_what_is_held_out_has_the_asked_number_of_each_class():
+    others, held_out = hold_out(numbered(30, classes=3), [1, 4, 0], seed=0)
+    assert held_out.labels.bincount(minlength=3).tolist() == [1, 4, 0]
+    assert sorted(numbers(others) + numbers(held_out)) == list(range(30))
+
+
+def test_a_tenth_of_each_class_but_at_least_one_image_is_held_out():
+    labels = torch.tensor([0] * 40 + [1] * 3)
+    _, test = hold_out_tenth(ImageSet(torch.zeros(43, 1, 1, 1, dtype=torch.uint8), labels), ("many", "few"))
+    assert test.labels.bincount().tolist() == [4, 1]
+
+
+def test_a_class_of_one_image_cannot_be_held_out_from():
+    images = numbered(3).select(torch.tensor([0, 1, 2]))
+    with pytest.raises(InputError, match="class 'b' has 1 image: add images"):
+        hold_out_tenth(images, ("a", "b"))
+
+
+def test_a_set_moves_to_a_device_whole():
+    moved = numbered(3).to("meta")
+    assert moved.images.device.type == moved.labels.device.type == "meta"
+
+
+def test_data_of_one_class_are_refused():
+    with pytest.raises(InputError, match="cats has 1 class: telling apart takes at least two"):
+        Data("cats", ("cat",), *[numbered(3, classes=1)] * 3)
+
+
+def test_parts_of_different_shapes_are_refused():
+    wide = ImageSet(torch.zeros(2, 1, 1, 9, dtype=torch.uint8), torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=r"own: test images are \(1, 1, 9\), train images \(1, 1, 1\)"):
+        Data("own", ("a", "b"), numbered(3), numbered(3), wide)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_outside_the_classes_is_refused(label):
+    odd = ImageSet(numbered(2).images, torch.tensor([0, label]))
+    with pytest.raises(InputError, match=f"own: test label {label} is not one of 0 to 1"):
+        Data("own", ("a", "b"), numbered(3), numbered(3), odd)
+
+
+def test_resized_data_keep_their_labels():
+    data = Data("own", ("a", "b"), numbered(4), numbered(0), numbered(2)).resized((3, 5))
+    assert data.image_shape == (1, 3, 5)
+    assert data.validation.images.shape == (0, 1, 3, 5)
+    assert data.train.labels.tolist() == [0, 1, 0, 1]
