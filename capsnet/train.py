@@ -2,62 +2,190 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from shutil import which
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from capsnet.build import build_network, learning_rate, losses
 from capsnet.data import Data, batches
 from capsnet.errors import InputError
 from capsnet.evaluate import evaluate
 from capsnet.hardware import fast_bf16, keep_freed_memory
-from capsnet.losses import margin_loss, reconstruction_loss
+from capsnet.interrupt import deferred_interrupt
+from capsnet.logs import Log
 from capsnet.models import CapsNet, ConvBaseline
 from capsnet.recipes import Recipe
+from capsnet.runs import Run, environment, load_checkpoint, save_checkpoint, save_network
+
+LOG_STEPS = 20
 
 
-def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
-    """The untrained network of a recipe, its weights drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    if recipe.network != "capsnet":
-        return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
-    names = (
-        *("iterations", "gradient", "conv_channels", "conv_kernel", "slope", "primary_types", "primary_dim"),
-        *("primary_kernel", "primary_stride", "primary_scale", "capsule_dim", "shared", "prior", "bias", "leaky"),
-        *("initialisation", "decoder"),
-    )
-    return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in names})
+def train(recipe: Recipe, data: Data, run: Run, *, resume: bool = False) -> CapsNet | ConvBaseline:
+    """Train a network by a recipe into a run folder, from the start or from the run's checkpoint; return the best one.
 
+    The checkpoint is written after each epoch, and at a first Ctrl-C, whose KeyboardInterrupt comes once the step under
+    way is done. A resumed run sees the same batches as one that was never stopped. Without validation images the
+    network after the last epoch is the best.
 
-def losses(network: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """The parts of a batch's loss, their sum as `loss`, and the accuracy: a scalar each.
-
-    images [b, c, h, w], labels [b]; the capsule that is drawn is the true label's.
+    Raises InputError for a loss that is not finite, with the last good checkpoint left in place.
     """
-    if recipe.network != "capsnet":
-        scores = network(images)  # [b, j]
-        parts = {"loss": cross_entropy(scores, labels)}
-    else:
-        scores, _, drawing = network(images, labels)  # [b, j]
-        parts = {"margin": margin_loss(scores, labels)}
-        parts["loss"] = parts["margin"]
-        if drawing is not None:
-            parts["reconstruction"] = reconstruction_loss(drawing, images)
-            parts["loss"] = parts["margin"] + recipe.reconstruction * parts["reconstruction"]
-    return parts | {"accuracy": (scores.argmax(dim=-1) == labels).float().mean()}  # over classes j
+    keep_freed_memory()
+    device = Fabric(accelerator="auto", devices=1).device
+    precision = _precision(recipe, device)
+    fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
+    data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
+    training = _Training(recipe, data, run, fabric)
+    if resume:
+        training.restore()
+    run.write_json("environment.json", environment(device) | {"precision": precision})
+    with Log(run, training.step, training.steps) as log, deferred_interrupt() as interrupted:
+        while training.step < training.steps:
+            training.epoch(log, interrupted)
+    return run.load_network()
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> float:
-    """Adam's rate at a step, counted from 0, of a run of so many steps."""
-    if recipe.schedule == "exponential":
-        return max(recipe.rate_floor, recipe.rate * recipe.decay ** (step / (recipe.decay_steps or epoch_steps)))
-    rise = recipe.warmup * steps
-    if step < rise:
-        return recipe.rate * (1 - math.cos(math.pi * (step + 1) / (rise + 1))) / 2
-    return recipe.rate * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+class _Training:
+    """A run under way: the network, its optimiser and how far they have come."""
+
+    def __init__(self, recipe: Recipe, data: Data, run: Run, fabric: Fabric) -> None:
+        self.recipe, self.data, self.run, self.fabric = recipe, data, run, fabric
+        network = build_network(recipe, data.image_shape, len(data.classes))
+        self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = torch.compile(self.network) if _compiles(recipe, fabric) else self.network
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.rate, fused=True)
+        self.stateful: dict[str, Any] = {"network": self.network, "optimizer": self.optimizer}
+        if recipe.averaging:
+            ema = get_ema_multi_avg_fn(recipe.averaging)
+            self.stateful["average"] = AveragedModel(self.network, multi_avg_fn=ema)
+        self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
+        self.steps = recipe.steps or recipe.epochs * self.epoch_steps
+        self.step, self.least_errors, self.begun = 0, math.inf, time.monotonic()
+        self.measured: list[dict[str, Tensor]] = []  # since the last line of the log
+        self.measured_since = self.begun
+
+    @property
+    def kept(self) -> CapsNet | ConvBaseline:
+        """The network that is evaluated and kept."""
+        return self.stateful["average"].module if self.recipe.averaging else self.network
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, resumed or not."""
+        return time.monotonic() - self.begun
+
+    def epoch(self, log: Log, interrupted: Callable[[], bool]) -> None:
+        """Train to the end of the epoch that the run stands in, then evaluate and save."""
+        epoch, done = divmod(self.step, self.epoch_steps)
+        order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
+        last = min(self.steps, (epoch + 1) * self.epoch_steps)
+        shuffled = batches(self.data.train, self.recipe.batch, shift=self.recipe.shift, generator=order)
+        self.network.train()
+        for images, labels in islice(shuffled, done, last - epoch * self.epoch_steps):
+            self.take_step(images, labels)
+            if self.step % LOG_STEPS == 0 or self.step == last:
+                self.measure(log, epoch + 1)
+            if interrupted():
+                self.measure(log, epoch + 1)
+                self.save()
+                raise KeyboardInterrupt
+        self.validate(log, epoch + 1)
+        self.save()
+
+    def take_step(self, images: Tensor, labels: Tensor) -> None:
+        """Forward, backward and Adam for one batch."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
+        whole_batch = len(labels) == self.recipe.batch  # another size would be compiled anew
+        with self.fabric.autocast():
+            parts = losses(self.forward if whole_batch else self.network, images, labels, self.recipe)
+        self.optimizer.zero_grad()
+        self.fabric.backward(parts["loss"])
+        self.optimizer.step()
+        if self.recipe.averaging:
+            self.stateful["average"].update_parameters(self.network)
+        self.measured.append({name: part.detach() for name, part in parts.items()})
+        self.step += 1
+
+    def measure(self, log: Log, epoch: int) -> None:
+        """Read what the steps since the last reading measured: the only point where an epoch waits for the device."""
+        if not self.measured:
+            return
+        rows = {name: torch.stack([parts[name] for parts in self.measured]) for name in self.measured[0]}
+        finite = rows["loss"].isfinite()
+        if not finite.all():
+            step = self.step - len(finite) + int(finite.int().argmin()) + 1
+            raise InputError(
+                f"the loss at step {step} is not finite: the last good checkpoint stays in {self.run.folder}; "
+                "try a lower --rate"
+            )
+        seconds = time.monotonic() - self.measured_since
+        grads = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        log.train(
+            self.step,
+            epoch,
+            self.seconds,
+            {name: float(values.mean()) for name, values in rows.items()}
+            | {
+                "rate": self.optimizer.param_groups[0]["lr"],
+                "gradient_norm": float(get_total_norm(grads)),
+                "images_per_second": self.recipe.batch * len(self.measured) / seconds,
+            },
+        )
+        self.measured, self.measured_since = [], time.monotonic()
+
+    def validate(self, log: Log, epoch: int) -> None:
+        """Evaluate the kept network on the validation images, and keep it on disk if none before was better."""
+        errors = 0
+        if len(self.data.validation):
+            with self.fabric.autocast():
+                result = evaluate(self.kept, self.data.validation)
+            errors = result.errors
+            measured = {"n": result.n, "errors": errors, "accuracy": result.accuracy}
+            if result.reconstruction is not None:
+                measured["reconstruction"] = result.reconstruction
+            log.validation(self.step, epoch, self.seconds, measured)
+        if errors <= self.least_errors:
+            self.least_errors = errors
+            save_network(self.run, self.kept)
+        self.measured_since = time.monotonic()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {name: part.state_dict() for name, part in self.stateful.items()}
+        counters = {"step": self.step, "least_errors": self.least_errors, "seconds": self.seconds}
+        save_checkpoint(self.run, state | counters | {"random": torch.get_rng_state()})
+
+    def restore(self) -> None:
+        """Go back to the state that the checkpoint holds.
+
+        Raises InputError where it is of another network.
+        """
+        state = load_checkpoint(self.run)
+        try:
+            for name, part in self.stateful.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(f"{self.run.checkpoint} is of another network: {' '.join(str(error).split())}") from error
+        self.step, self.least_errors = state["step"], state["least_errors"]
+        self.begun = time.monotonic() - state["seconds"]
+        torch.set_rng_state(state["random"])
+
+
+def _precision(recipe: Recipe, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16-mixed" if fast_bf16(device) else "32-true"
+
+
+def _compiles(recipe: Recipe, fabric: Fabric) -> bool:
+    """Whether to use torch.compile: where it pays, on a GPU or with bf16, and there is a compiler for its code."""
+    if recipe.compile is not None:
+        return recipe.compile
+    return (fabric.device.type == "cuda" or fast_bf16(fabric.device)) and which("c++") is not None

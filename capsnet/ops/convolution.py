@@ -32,11 +32,12 @@ def strided_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, s
 def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
     """The same as `strided_conv2d`, always by Fourier transform; shapes as there."""
     b, k = len(images), len(weight)
-    (points, taps, outputs), phases = _sizes(images, weight, stride), stride * stride
+    points, taps, outputs = _sizes(images, weight, stride)
     size = [stride * n for n in points]
     images = F.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))  # a negative pad trims
     weight = F.pad(weight, (0, stride * taps[1] - weight.shape[3], 0, stride * taps[0] - weight.shape[2]))
-    x = rearrange(images, "b c (h s) (w t) -> (h w) (b s t c)", s=stride, t=stride)
+    images = rearrange(images, "b c h w -> b h w c")  # a view, where the memory is channels-last
+    x = rearrange(images, "b (h s) (w t) c -> (h w) (b s t c)", s=stride, t=stride)
     w = rearrange(weight, "k c (y s) (x t) -> (y x) (s t c k)", s=stride, t=stride)
     forward, kernel, inverse = (m.to(images) for m in _transforms(points, taps))
     x = rearrange(forward @ x, "m (b c) -> m b c", b=b)  # [m, b, phases · c]
@@ -50,7 +51,7 @@ def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
     """Whether the transform saves more than it costs: on a processor, in float32, with many channels."""
     if images.device.type != "cpu" or images.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    (points, taps, outputs), (k, c, y, x) = _sizes(images, weight, stride), weight.shape
+    (points, _, outputs), (k, c, y, x) = _sizes(images, weight, stride), weight.shape
     direct = outputs[0] * outputs[1] * y * x
     products = 3 * points[0] * points[1] // 2 * stride * stride
     return min(k, c) >= 64 and max(points) <= 16 and direct >= 2 * products
@@ -64,7 +65,9 @@ def _sizes(images: Tensor, weight: Tensor, stride: int) -> tuple[tuple[int, int]
     return (points[0], points[1]), (taps[0], taps[1]), (outputs[0], outputs[1])
 
 
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _transforms(points: tuple[int, int], taps: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices with correlation(x, w) = inverse @ ((forward @ x) * (kernel @ w)), in float64.
 

@@ -13,11 +13,11 @@ Both are one matrix product a parent and a pass over [b, i, d], and each is the 
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from capsnet.errors import InputError
-from capsnet.ops.reference import Gradient, check_routing, couple
+from capsnet.ops.reference import Gradient, check_routing
 from capsnet.ops.squash import squash
 
 
@@ -58,31 +58,39 @@ def _route(
     gradient: Gradient,
 ) -> Tensor:
     exact = torch.promote_types(children.dtype, torch.float32)  # sums, logits and parents
-    matrices = rearrange(weight, "i j d e -> j (i d) e").contiguous()
-    logits = prior
+    columns = rearrange(children, "b i d -> b d i").contiguous()
+    matrices = rearrange(weight, "i j d e -> j (d i) e").contiguous()
+    logits = None if prior is None else repeat(prior, "i j -> j b i", b=len(children))
     for iteration in range(1, iterations + 1):
         if logits is None:
-            total = _uniform_sum(children, weight, leaky)
+            total = _uniform_sum(columns, matrices, leaky)
         else:
-            couplings = couple(logits.expand(len(children), -1, -1), leaky)
-            total = _WeightedSum.apply(couplings.to(children.dtype), children, matrices)
-        total = total.to(exact)
+            total = _WeightedSum.apply(_couple(logits, leaky).to(children.dtype), columns, matrices)
+        total = rearrange(total, "j b e -> b j e").to(exact)
         parents = squash(total if bias is None else total + bias)  # [b, j, e]
         if iteration < iterations:
             with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "all"):
-                agreement = _Agreement.apply(parents.to(children.dtype), children, matrices).to(exact)  # [b, i, j]
+                v = rearrange(parents, "b j e -> j b e").to(children.dtype)
+                agreement = _Agreement.apply(v, columns, matrices).to(exact)  # [j, b, i]
             logits = agreement if logits is None else logits + agreement
     return parents
 
 
-def _uniform_sum(children: Tensor, weight: Tensor, leaky: bool) -> Tensor:
-    """The weighted sum before any agreement: one matrix product, since all couplings are the same."""
-    total = rearrange(children, "b i d -> b (i d)") @ rearrange(weight, "i j d e -> (i d) (j e)")
-    return rearrange(total, "b (j e) -> b j e", e=weight.shape[-1]) / (weight.shape[1] + leaky)
+def _couple(logits: Tensor, leaky: bool) -> Tensor:
+    """The twin of `reference.couple`, with the parents first: logits [j, b, i] → couplings [j, b, i]."""
+    if not leaky:
+        return logits.softmax(dim=0)  # over parents j
+    orphan = logits.new_zeros(1, *logits.shape[1:])
+    return torch.cat([logits, orphan]).softmax(dim=0)[:-1]  # over parents j and the orphan
+
+
+def _uniform_sum(columns: Tensor, matrices: Tensor, leaky: bool) -> Tensor:
+    """The weighted sum before any agreement, when all couplings are the same."""
+    return columns.flatten(1) @ matrices / (len(matrices) + leaky)  # [j, b, e]
 
 
 class _WeightedSum(torch.autograd.Function):
-    """s_j = Σ_i c_ij x_i W_ij: couplings [b, i, j], children [b, i, d], matrices [j, i·d, e] → [b, j, e]."""
+    """s_j = Σ_i c_ij x_i W_ij: couplings [j, b, i], children [b, d, i], matrices [j, d·i, e] → sums [j, b, e]."""
 
     @staticmethod
     def forward(ctx: Any, couplings: Tensor, children: Tensor, matrices: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class _Agreement(torch.autograd.Function):
-    """a_ij = x_i · (W_ij v_j): parents [b, j, e], children [b, i, d], matrices [j, i·d, e] → [b, i, j]."""
+    """a_ij = x_i · (W_ij v_j): parents [j, b, e], children [b, d, i], matrices [j, d·i, e] → agreement [j, b, i]."""
 
     @staticmethod
     def forward(ctx: Any, parents: Tensor, children: Tensor, matrices: Tensor) -> Tensor:
@@ -110,28 +118,25 @@ class _Agreement(torch.autograd.Function):
 
 
 def _weighted_sum(couplings: Tensor, children: Tensor, matrices: Tensor) -> Tensor:
-    share = couplings.unsqueeze(-1)  # [b, i, j, 1]
-    sums = [(share[:, :, j] * children).flatten(1) @ matrix for j, matrix in enumerate(matrices)]
-    return torch.stack(sums, dim=1)  # [b, j, e]
+    shares = couplings.unsqueeze(2)  # [j, b, 1, i]
+    sums = [(share * children).flatten(1) @ matrix for share, matrix in zip(shares, matrices, strict=True)]
+    return torch.stack(sums)  # [j, b, e]
 
 
 def _agreement(parents: Tensor, children: Tensor, matrices: Tensor) -> Tensor:
     agreements = [
-        ((parents[:, j] @ matrix.T).view_as(children) * children).sum(dim=-1)  # over the child's own axis d
-        for j, matrix in enumerate(matrices)
+        ((parent @ matrix.T).view_as(children) * children).sum(dim=1)  # over the child's own axis d
+        for parent, matrix in zip(parents, matrices, strict=True)
     ]
-    return torch.stack(agreements, dim=-1)  # [b, i, j]
+    return torch.stack(agreements)  # [j, b, i]
 
 
-def _shared_gradients(
-    couplings: Tensor, parents: Tensor, children: Tensor, matrices: Tensor
-) -> tuple[Tensor, Tensor]:
+def _shared_gradients(couplings: Tensor, parents: Tensor, children: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of Σ c_ij x_i·(W_ij v_j) for the children and the matrices: the same for both functions above."""
-    share = couplings.unsqueeze(-1)  # [b, i, j, 1]
     grad_children, grad_matrices = torch.zeros_like(children), torch.empty_like(matrices)
-    for j, matrix in enumerate(matrices):
-        grad_children += share[:, :, j] * (parents[:, j] @ matrix.T).view_as(children)
-        torch.mm((share[:, :, j] * children).flatten(1).T, parents[:, j], out=grad_matrices[j])
+    for j, (share, parent, matrix) in enumerate(zip(couplings.unsqueeze(2), parents, matrices, strict=True)):
+        grad_children.addcmul_(share, (parent @ matrix.T).view_as(children))
+        grad_matrices[j] = (share * children).flatten(1).T @ parent
     return grad_children, grad_matrices
 
 

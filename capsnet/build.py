@@ -1,0 +1,54 @@
+"""What a recipe says, as a network, a loss and a learning rate."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from capsnet.losses import margin_loss, reconstruction_loss
+from capsnet.models import CapsNet, ConvBaseline
+from capsnet.recipes import Recipe
+
+
+def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
+    """The untrained network of a recipe, its weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    if recipe.network != "capsnet":
+        return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
+    names = (
+        *("iterations", "gradient", "conv_channels", "conv_kernel", "slope", "primary_types", "primary_dim"),
+        *("primary_kernel", "primary_stride", "primary_scale", "capsule_dim", "shared", "prior", "bias", "leaky"),
+        *("initialisation", "decoder"),
+    )
+    return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in names})
+
+
+def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """The parts of a batch's loss, their sum as `loss`, and the accuracy: a scalar each.
+
+    images [b, c, h, w], labels [b]; the capsule that is drawn is the true label's.
+    """
+    if recipe.network != "capsnet":
+        scores = network(images)  # [b, j]
+        parts = {"loss": cross_entropy(scores, labels)}
+    else:
+        scores, _, drawing = network(images, labels)  # [b, j]
+        parts = {"margin": margin_loss(scores, labels)}
+        parts["loss"] = parts["margin"]
+        if drawing is not None:
+            parts["reconstruction"] = reconstruction_loss(drawing, images)
+            parts["loss"] = parts["margin"] + recipe.reconstruction * parts["reconstruction"]
+    return parts | {"accuracy": (scores.argmax(dim=-1) == labels).float().mean()}  # over classes j
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> float:
+    """Adam's rate at a step, counted from 0, of a run of so many steps."""
+    if recipe.schedule == "exponential":
+        return max(recipe.rate_floor, recipe.rate * recipe.decay ** (step / (recipe.decay_steps or epoch_steps)))
+    rise = recipe.warmup * steps
+    if step < rise:
+        return recipe.rate * (1 - math.cos(math.pi * (step + 1) / (rise + 1))) / 2
+    return recipe.rate * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2

@@ -1,0 +1,228 @@
+"""Run folders: everything that belongs to one training run, from its recipe to its report.
+
+recipe.json       the recipe, the data set and its classes
+environment.json  hardware, versions and the commit
+log.jsonl         every measurement, a line each; beside it TensorBoard's event files
+last.ckpt         the state of training, to resume from
+best/             the network with the fewest validation errors: config.json and model.safetensors
+results.json      what it did on the test images
+report.html       the numbers, the recipe and the pictures, in one file
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from capsnet.data import Data, load_data
+from capsnet.errors import InputError
+from capsnet.evaluate import Evaluation
+from capsnet.hardware import describe
+from capsnet.models import CapsNet, ConvBaseline
+from capsnet.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what it was started with."""
+
+    folder: Path
+    recipe: Recipe
+    recipe_name: str
+    data: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of training after the last epoch, or where it was interrupted."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best network's weights."""
+        return self.folder / "best"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line: see `capsnet.logs`."""
+        return self.folder / "log.jsonl"
+
+    def load_network(self) -> CapsNet | ConvBaseline:
+        """Load the best network, on the CPU and in evaluation mode.
+
+        Raises InputError where the run has none yet, or weights that are not this network's.
+        """
+        if not (self.best / "model.safetensors").is_file():
+            raise InputError(f"{self.folder} has no trained network yet: finish it with `capsnet train --resume`")
+        kind = CapsNet if self.recipe.network == "capsnet" else ConvBaseline
+        try:
+            return kind.from_pretrained(self.best).eval()
+        except (RuntimeError, SafetensorError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.best} does not hold the weights of its config.json: {reason}") from error
+
+    def load_data(self, name: str | None = None, data_dir: str | Path | None = None) -> Data:
+        """Load the run's data set as it was split for training, or another one with the same classes.
+
+        Raises InputError where the data cannot be had, or its classes or images are not such as the network knows.
+        """
+        recipe = self.recipe
+        if name in (None, self.data):
+            validation, size = recipe.validation, recipe.image_size
+            return load_data(self.data, data_dir=data_dir, validation=validation, seed=recipe.seed, image_size=size)
+        data = load_data(name, data_dir=data_dir, image_size=self.image_shape[1:])
+        if len(data.classes) != len(self.classes) or data.image_shape != self.image_shape:
+            raise InputError(
+                f"{name} has {len(data.classes)} classes and images {data.image_shape}, but the network of "
+                f"{self.folder} knows {len(self.classes)} classes and images {self.image_shape} (c, h, w)"
+            )
+        return data
+
+    def extended(self, data: str, recipe: Recipe) -> "Run":
+        """The run with a recipe that may train for longer, to go on with.
+
+        Raises InputError where the data or anything else in the recipe is another.
+        """
+        same = replace(recipe, epochs=self.recipe.epochs, steps=self.recipe.steps)
+        changed = [f.name for f in fields(same) if getattr(same, f.name) != getattr(self.recipe, f.name)]
+        if data != self.data or changed:
+            what = ", ".join(changed) or f"data {data}"
+            raise InputError(f"{self.folder} was trained on {self.data} otherwise ({what}): only --epochs may change")
+        run = replace(self, recipe=recipe)
+        run.write_json("recipe.json", run.about())
+        return run
+
+    def about(self) -> dict[str, Any]:
+        """What recipe.json holds."""
+        about = {"recipe": self.recipe_name, "data": self.data, "classes": self.classes}
+        return about | {"image_shape": self.image_shape, "fields": asdict(self.recipe)}
+
+    def write_results(self, network: CapsNet | ConvBaseline, data: Data, result: Evaluation) -> Path:
+        """Write results.json: the evaluation on the test images, and everything that it stands on."""
+        measured = {"accuracy": result.accuracy, "per_class": result.per_class} | asdict(result)
+        seconds = [record["seconds"] for kind in ("train", "validation") for record in self.records(kind)]
+        about = {
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "training_images": len(data.train),
+            "validation_images": len(data.validation),
+            "training_seconds": max(seconds, default=None),
+            "validation": self.records("validation"),
+            "environment": json.loads((self.folder / "environment.json").read_text()),
+        }
+        return self.write_json("results.json", {"test": measured} | about | self.about())
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of log.jsonl of one kind, "train" or "validation", in order."""
+        lines = self.log.read_text().splitlines() if self.log.is_file() else []
+        return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+    def write_json(self, name: str, content: dict[str, Any]) -> Path:
+        """Write one of the folder's JSON files whole or not at all."""
+        path = self.folder / name
+        with whole(path) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n")
+        return path
+
+
+def start_run(folder: Path, recipe: Recipe, recipe_name: str, data: Data, *, overwrite: bool = False) -> Run:
+    """Make a new run folder.
+
+    Raises InputError where the folder exists, unless it is a run and `overwrite` says that it may go.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not (folder / "recipe.json").is_file():
+            raise InputError(f"{folder} exists and is no run folder: name another one with --run")
+        if not overwrite:
+            raise InputError(f"{folder} exists: go on with it by --resume, replace it by --overwrite, or name another")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, recipe, recipe_name, data.name, data.classes, data.image_shape)
+    run.write_json("recipe.json", run.about())
+    return run
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises InputError where it is none, or its recipe cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / "recipe.json").read_text())
+        recipe = RECIPES[about["recipe"]](**about["fields"])
+        classes, image_shape = tuple(about["classes"]), tuple(about["image_shape"])
+        return Run(folder, recipe, about["recipe"], about["data"], classes, image_shape)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'recipe.json'} cannot be read: {error}") from error
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result stands on: hardware, versions, the commit of this package and the command."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if which("git") else ""
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return describe(device) | {"commit": commit or None, "command": command}
+
+
+def save_checkpoint(run: Run, state: dict[str, Any]) -> None:
+    """Replace the run's checkpoint, whole or not at all."""
+    with whole(run.checkpoint) as part:
+        torch.save(state, part)
+
+
+def load_checkpoint(run: Run) -> dict[str, Any]:
+    """The state of training that was saved last.
+
+    Raises InputError where there is none or it is damaged.
+    """
+    if not run.checkpoint.is_file():
+        raise InputError(f"{run.folder} has no checkpoint to resume from: start it anew with --overwrite")
+    try:
+        return torch.load(run.checkpoint, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise InputError(
+            f"{run.checkpoint} is damaged ({type(error).__name__}): start anew with --overwrite"
+        ) from error
+
+
+def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
+    """Replace the run's best network, whole or not at all."""
+    with whole(run.best) as part:
+        network.save_pretrained(part)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which takes the place of `path` only when all of it is there.
+
+    Raises InputError where the disk has no room; what stood at `path` then still stands there.
+    """
+    part = path.with_name(path.name + ".part")
+    _remove(part)
+    try:
+        yield part
+    except (OSError, RuntimeError, SafetensorError) as error:
+        _remove(part)
+        raise InputError(f"cannot write {path}: {error}; free some room and go on with --resume") from error
+    if path.is_dir():
+        shutil.rmtree(path)  # a folder, unlike a file, cannot be replaced in one step
+    part.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
