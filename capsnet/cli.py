@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from capsnet.runs import Run
 
 ABOUT = "Capsule networks: train, evaluate, predict, look."
+RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 DataDir = Annotated[Path | None, arg(metavar="FOLDER")]
 
 
@@ -31,7 +32,7 @@ DataDir = Annotated[Path | None, arg(metavar="FOLDER")]
 class Train:
     """Train a network into a run folder, judge it on the test images and draw its report."""
 
-    data: Positional[str]
+    data: Annotated[Positional[str], arg(metavar="DATA")]
     """mnist, fashion_mnist, digits, a folder with one sub-folder of images per class, or an .npz file."""
     recipe: str = "fast"
     """Where the settings below start from: paper, official, fast, digits, chainer, tensorflow, pytorch, notebook."""
@@ -79,7 +80,7 @@ class Train:
 class Evaluate:
     """Judge a run's network on test images: errors, accuracy per class, confusions, drawing error."""
 
-    run: Positional[Path]
+    run: RunFolder
     """A run folder."""
     data: str | None = None
     """Other data with the same classes: a name, a folder or an .npz file; its test images count."""
@@ -112,9 +113,9 @@ class Predict:
     digits know light strokes on black: for dark ones on white say --invert.
     """
 
-    run: Positional[Path]
+    run: RunFolder
     """A run folder."""
-    images: Positional[tuple[Path, ...]]
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
     """Image files of any format and size."""
     invert: bool = False
     """Swap light and dark first."""
@@ -139,7 +140,7 @@ class Predict:
 class Figures:
     """Draw a run's pictures and its report anew."""
 
-    run: Positional[Path]
+    run: RunFolder
     """A run folder."""
     data_dir: DataDir = None
     """Where mnist and fashion_mnist lie."""
@@ -236,16 +237,23 @@ def parse(arguments: list[str]) -> Any:
     if arguments[:1] == ["train"]:
         name, settings = settings_of(arguments[1:])
         train = subcommand("train", default=Train(data=tyro.MISSING, recipe=name, settings=settings))
-    verbs = [Annotated[Train, train], *(Annotated[VERBS[v], subcommand(v)] for v in VERBS if v != "train")]
+    others = (Annotated[VERBS[name], subcommand(name)] for name in VERBS if name != "train")
+    verbs: Any = reduce(or_, others, Annotated[Train, train])
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(reduce(or_, verbs), prog="capsnet", args=arguments, description=ABOUT)
+            return tyro.cli(verbs, prog="capsnet", args=arguments, description=ABOUT)
     except SystemExit as stop:
         if stop.code != 2:
             raise
-    words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+", " ", said.getvalue()).split()
-    raise InputError(" ".join(words))
+    raise InputError(one_line(said.getvalue()))
+
+
+def one_line(box: str) -> str:
+    """What tyro prints in a box with a title, as one line without the title."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+", " ", line) for line in box.splitlines()[1:]]
+    words = " ".join(" ".join(lines).split())
+    return re.sub(r"^Error parsing __\S+: ", "", words)  # a dataclass's own words need no such preface
 
 
 def main() -> None:

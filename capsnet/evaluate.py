@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
 from capsnet.losses import reconstruction_loss
-from capsnet.models import CapsNet
+from capsnet.models import CapsNet, ConvBaseline
 
 MaskedBy = Literal["prediction", "label"]
 
@@ -54,7 +54,7 @@ class Answers:
         return self.scores.argmax(dim=-1)  # over classes j
 
 
-def answer(network: nn.Module, images: Tensor, classes: Tensor | None = None) -> Answers:
+def answer(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | None = None) -> Answers:
     """A network's answers for a batch of images in [0, 1]; it draws the capsules of `classes`, or the longest ones.
 
     images [b, c, h, w], classes [b] → scores [b, j], drawings [b, c, h, w]
@@ -67,7 +67,7 @@ def answer(network: nn.Module, images: Tensor, classes: Tensor | None = None) ->
 
 
 def answers(
-    network: nn.Module, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
+    network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor, Answers]]:
     """Go through a set in order, in evaluation mode: each batch's images, labels and answers."""
     training = network.training
@@ -79,19 +79,20 @@ def answers(
         network.train(training)
 
 
-def evaluate(network: nn.Module, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
+def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
     """Judge a network on a set of images, which lies on the network's device.
 
     Raises InputError for a set without images.
     """
     if not len(images):
         raise InputError("there are no images to evaluate on")
-    errors, squares, confusion = 0, 0.0, None
+    classes = network.classes
+    errors, squares = 0, 0.0
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=images.labels.device)
     for pixels, labels, given in answers(network, images, masked_by=masked_by):
-        classes = given.scores.shape[-1]
         errors += int((given.predictions != labels).sum())
-        pairs = torch.bincount(labels * classes + given.predictions, minlength=classes**2).view(classes, classes)
-        confusion = pairs if confusion is None else confusion + pairs
+        pairs = labels * classes + given.predictions
+        confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
         if given.drawings is not None:
             squares += len(labels) * float(reconstruction_loss(given.drawings, pixels))
     drawn = given.drawings is not None

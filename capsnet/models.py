@@ -63,7 +63,8 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
         check_routing(iterations, gradient)
         if classes < 2:
             raise InputError(f"a network needs at least two classes, not {classes}")
-        image_shape = tuple(image_shape)  # a list when it was read from config.json
+        channels, down, across = image_shape  # a list when it was read from config.json
+        image_shape = (channels, down, across)
         height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:])
         self.image_shape, self.classes, self.slope = image_shape, classes, slope
         self.conv1 = nn.Conv2d(image_shape[0], conv_channels, conv_kernel)

@@ -82,7 +82,7 @@ class _Training:
         return time.monotonic() - self.begun
 
     def epoch(self, log: Log, interrupted: Callable[[], bool]) -> None:
-        """Train to the end of the epoch that the run stands in, then evaluate and save."""
+        """Train to the end of the epoch that the run stands in or to a Ctrl-C, evaluate at the end, and save."""
         epoch, done = divmod(self.step, self.epoch_steps)
         order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
         last = min(self.steps, (epoch + 1) * self.epoch_steps)
@@ -90,14 +90,16 @@ class _Training:
         self.network.train()
         for images, labels in islice(shuffled, done, last - epoch * self.epoch_steps):
             self.take_step(images, labels)
-            if self.step % LOG_STEPS == 0 or self.step == last:
+            if self.step % LOG_STEPS == 0:
                 self.measure(log, epoch + 1)
             if interrupted():
-                self.measure(log, epoch + 1)
-                self.save()
-                raise KeyboardInterrupt
-        self.validate(log, epoch + 1)
+                break
+        self.measure(log, epoch + 1)
+        if self.step == last:  # though interrupted: a resumed run begins with the next epoch
+            self.validate(log, epoch + 1)
         self.save()
+        if interrupted():
+            raise KeyboardInterrupt
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Forward, backward and Adam for one batch."""
@@ -118,13 +120,7 @@ class _Training:
         if not self.measured:
             return
         rows = {name: torch.stack([parts[name] for parts in self.measured]) for name in self.measured[0]}
-        finite = rows["loss"].isfinite()
-        if not finite.all():
-            step = self.step - len(finite) + int(finite.int().argmin()) + 1
-            raise InputError(
-                f"the loss at step {step} is not finite: the last good checkpoint stays in {self.run.folder}; "
-                "try a lower --rate"
-            )
+        self.check(rows["loss"])
         seconds = time.monotonic() - self.measured_since
         grads = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         log.train(
@@ -139,6 +135,18 @@ class _Training:
             },
         )
         self.measured, self.measured_since = [], time.monotonic()
+
+    def check(self, latest: Tensor) -> None:
+        """Raise InputError where one of the latest losses is not finite, or the weights that they led to are not."""
+        finite = latest.isfinite()
+        if not finite.all():
+            step = self.step - len(latest) + int(finite.int().argmin()) + 1
+            what = f"the loss at step {step} is not finite"
+        elif not get_total_norm(self.network.parameters()).isfinite():
+            what = f"the weights after step {self.step} are not finite"
+        else:
+            return
+        raise InputError(f"{what}: the last good checkpoint stays in {self.run.folder}; try a lower --rate")
 
     def validate(self, log: Log, epoch: int) -> None:
         """Evaluate the kept network on the validation images, and keep it on disk if none before was better."""

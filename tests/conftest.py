@@ -14,3 +14,11 @@ torch.set_num_threads(1)  # small tensors gain nothing from more, and tests may 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run whose small network knows most digits. Read it only: many tests share it."""
+    from tests.training import LEARNS, train
+
+    return train(tmp_path_factory.mktemp("runs") / "trained", LEARNS)

@@ -1,16 +1,24 @@
 """Which classes a network takes for which."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from capsnet.errors import InputError
 from capsnet.evaluate import Evaluation
-from capsnet.figures.style import BLACK, GREY, LABEL, SMALL, TINY, TITLE, class_names, page, round_numbers, wrapped
+from capsnet.figures.style import BLACK, GREY, LABEL, PALE, SMALL, TINY, TITLE, class_names, page, round_numbers
 
-LONGEST = 18  # letters of a class's name that fit beside a row
-CELL, LEAST, MOST = 0.5, 3.6, 14.0  # inches: a cell where there is room, and the sides of the matrix
-DIGIT = 0.66  # width of a digit in its type size
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LONGEST = 24  # letters of a class's name that fit beside a row
+CELL, LEAST, MOST = 0.5, 3.2, 14.0  # inches: a cell where there is room, and the sides of the matrix
+POINTS = 72  # an inch
+DIAGONAL = 0.16  # from white, 0, to black, 1
+LETTER = 0.66  # width of a letter in its type size
 
 
 def draw_confusion(evaluation: Evaluation, classes: tuple[str, ...], path: Path) -> Path:
@@ -24,37 +32,62 @@ def draw_confusion(evaluation: Evaluation, classes: tuple[str, ...], path: Path)
     n = len(counts)
     if len(classes) != n:
         raise InputError(f"the network told {n} classes apart, but there are {len(classes)} names")
-    right = np.eye(n, dtype=bool)
-    errors = np.where(right | (counts == 0), np.nan, counts)
     side = min(MOST, max(LEAST, CELL * n))
-    with page(path, side + 2.6, side + 2.2, layout="constrained") as figure:
-        axes = figure.add_subplot()
-        axes.imshow(np.where(right, 0.16, np.nan), cmap="Greys", vmin=0, vmax=1)
-        most = int(np.nanmax(errors)) if evaluation.errors else 1
-        colours = axes.imshow(errors, cmap="cividis_r", norm="log", vmin=1, vmax=max(2, most))
-        if evaluation.errors:
-            bar = figure.colorbar(colours, ax=axes, shrink=0.7, ticks=round_numbers(1, max(2, most)), format="{x:g}")
-            bar.minorticks_off()
-            bar.ax.tick_params(labelsize=SMALL)
-            bar.set_label("errors: images in a cell off the diagonal", fontsize=SMALL, color=GREY)
-        size = min(LABEL, side / n * 72 / (DIGIT * len(str(counts.max())) + 0.4))
-        for row, column in np.argwhere(counts.astype(bool) | right) if size >= TINY else ():
-            count = counts[row, column]
-            dark = row != column and count > max(2, most) ** 0.5  # past the middle of the logarithmic scale
-            colour = "white" if dark else GREY if row == column else BLACK
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=colour)
-        names = class_names(classes, LONGEST)
-        size = min(LABEL, side / n * 72 * 0.75)
-        upright = max(map(len, names)) > 2
-        axes.set_xticks(range(n), names, fontsize=size, rotation=90 if upright else 0)
-        axes.set_yticks(range(n), names, fontsize=size)
-        axes.set_xlabel("predicted class", fontsize=LABEL)
-        axes.set_ylabel("true class", fontsize=LABEL)
-        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="#ececec", linewidth=min(1.0, 0.02 * side / n * 72))
-        axes.tick_params(which="both", length=0)
-        caption = f"{evaluation.errors:,} errors in n = {evaluation.n:,} images; right answers are on the grey diagonal"
-        axes.set_title(wrapped(caption, side, SMALL), fontsize=SMALL, color=GREY, loc="left")
-        figure.suptitle("True and predicted classes", fontsize=TITLE, weight="bold", color=BLACK)
+    with page(path, side, side) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        _colour(axes, counts)
+        _write_counts(axes, counts, side / n * POINTS)
+        _name(axes, class_names(classes, LONGEST), side / n * POINTS)
+        caption = f"{evaluation.errors:,} errors in n = {evaluation.n:,} images; the grey diagonal was right"
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+        axes.annotate(caption, (0, 1), (0, 6), fontsize=SMALL, color=GREY, **place)
+        axes.annotate(
+            "True and predicted classes", (0, 1), (0, 22), fontsize=TITLE, weight="bold", color=BLACK, **place
+        )
     return path
+
+
+def _colour(axes: Axes, counts: np.ndarray) -> None:
+    """Colour each cell off the diagonal by its errors, on a logarithmic scale, and the diagonal in grey."""
+    right = np.eye(len(counts), dtype=bool)
+    axes.imshow(np.where(right, DIAGONAL, np.nan), cmap="Greys", vmin=0, vmax=1)
+    errors = np.where(right | (counts == 0), np.nan, counts)
+    most = _most_errors(counts)
+    image = axes.imshow(errors, cmap="viridis_r", norm="log", vmin=1, vmax=max(2, most))
+    if not most:
+        return
+    beside = axes.inset_axes((1.04, 0.15, 0.03, 0.7))
+    bar = axes.figure.colorbar(image, cax=beside, ticks=round_numbers(1, max(2, most)), format="{x:g}")
+    bar.minorticks_off()
+    beside.tick_params(labelsize=SMALL)
+    bar.set_label("errors in a cell", fontsize=SMALL, color=GREY)
+
+
+def _most_errors(counts: np.ndarray) -> int:
+    return int((counts - np.diag(np.diag(counts))).max())
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, cell: float) -> None:
+    """Write the counts, but for no errors, into cells of so many points, if they fit."""
+    size = min(LABEL, cell / (LETTER * len(str(counts.max())) + 0.4))
+    if size < TINY:
+        return
+    middle = max(2, _most_errors(counts)) ** 0.5  # of the logarithmic scale: colours beyond it are dark
+    for row, column in np.argwhere((counts > 0) | np.eye(len(counts), dtype=bool)):
+        count = counts[row, column]
+        colour = GREY if row == column else "white" if count > middle else BLACK
+        axes.text(column, row, str(count), ha="center", va="center_baseline", fontsize=size, color=colour)
+
+
+def _name(axes: Axes, names: list[str], cell: float) -> None:
+    """Name rows and columns, the columns upright where the names are wider than a cell of so many points."""
+    n, size = len(names), min(LABEL, 0.75 * cell)
+    upright = LETTER * size * max(map(len, names)) > cell
+    axes.set_xticks(range(n), names, fontsize=size, rotation=90 if upright else 0)
+    axes.set_yticks(range(n), names, fontsize=size)
+    axes.set_xlabel("predicted class", fontsize=LABEL)
+    axes.set_ylabel("true class", fontsize=LABEL)
+    axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=PALE, linewidth=min(0.8, 0.02 * cell))
+    axes.tick_params(which="both", length=0)

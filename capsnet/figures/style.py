@@ -20,17 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 DPI = 200
+MARGIN = 0.15  # inches around a picture
 FONT = "DejaVu Sans"  # comes with matplotlib
 TITLE, LABEL, SMALL, TINY = 12, 10, 8, 5  # points
 BLACK, GREY, PALE = "#1a1a1a", "#595959", "#d9d9d9"
-BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"  # Okabe and Ito: told apart by all eyes
+BLUE, GREEN, VERMILLION = "#0072b2", "#009e73", "#d55e00"  # Okabe and Ito: told apart by all eyes
 
 
 @contextmanager
 def page(path: Path, width: float, height: float, *, layout: str | None = None) -> Iterator[Figure]:
     """A white page of width x height inches to draw on, saved as a PNG, whole or not at all, when all is drawn.
 
-    The file says nothing of when or by what it was made: the same picture has the same bytes.
+    What reaches beyond the page is not cut: the picture is as large as what is on it. The file says nothing of when or
+    by what it was made: the same picture has the same bytes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ def page(path: Path, width: float, height: float, *, layout: str | None = None) 
     yield figure
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
-        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(part, format="png", bbox_inches="tight", pad_inches=MARGIN, metadata={"Software": None})
 
 
 def wrapped(text: str, width: float, size: float) -> str:

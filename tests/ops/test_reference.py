@@ -51,6 +51,12 @@ def test_a_parent_that_agrees_with_a_child_gets_more_of_it():
     assert shares[0] < shares[1] < shares[2]
 
 
+def test_children_in_another_order_have_their_couplings_in_that_order(votes):
+    order = torch.randperm(6)
+    for (couplings, _), (reordered, _) in zip(routing_trace(votes), routing_trace(votes[:, order]), strict=True):
+        torch.testing.assert_close(reordered, couplings[:, order])
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 def test_r_iterations_are_r_weighted_sums(votes, iterations, monkeypatch):
     squashed = []

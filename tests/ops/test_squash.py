@@ -28,7 +28,7 @@ def test_each_vector_along_the_last_axis_is_squashed_on_its_own():
     together = squash(s)
     for b in range(4):
         for i in range(3):
-            torch.testing.assert_close(together[b, i], squash(s[b, i]))
+            torch.testing.assert_close(together[b, i : i + 1], squash(s[b, i : i + 1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

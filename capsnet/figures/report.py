@@ -1,0 +1,197 @@
+"""The report of a run: its numbers, how they came about and its pictures, in one HTML file that needs no other."""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from string import Template
+
+from capsnet.data import Data
+from capsnet.evaluate import Evaluation
+from capsnet.figures.confusion import draw_confusion
+from capsnet.figures.curves import best_validation, draw_curves
+from capsnet.figures.drawings import draw_drawings
+from capsnet.figures.style import DPI
+from capsnet.models import CapsNet, ConvBaseline
+from capsnet.recipes import RECIPES
+from capsnet.runs import Run, whole
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #595959; --paper: #ffffff; --line: #d0d0d0; --mark: #fff1cc; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --soft: #a8a8a8; --paper: #16181c; --line: #3c4046; --mark: #4a3c10; }
+}
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.headline { font-size: 1.25rem; } .soft, figcaption { color: var(--soft); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: 0.2rem 1.5rem 0.2rem 0; border-bottom: 1px solid var(--line); }
+td.number, th.number { text-align: right; overflow-wrap: normal; }
+tr.differs td { background: var(--mark); font-weight: 600; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="headline">$headline</p>
+<p>$network</p>
+<p>$selection</p>
+<h2>Test images by class</h2>
+$per_class
+<h2>Pictures</h2>
+$pictures
+<h2>Recipe</h2>
+<p class="soft">Fields in bold, marked ≠, differ from the paper's recipe.</p>
+$recipe
+<h2>Environment</h2>
+$environment
+</body>
+</html>
+""")
+
+
+def write_report(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluation: Evaluation) -> Path:
+    """Draw a run's pictures into its folder `figures` and write its report.html around them, whole or not at all.
+
+    `evaluation` is what the network did on the test images of `data`. A network that cannot draw has a report without
+    drawings.
+    Raises InputError for a run whose log is empty.
+    """
+    content = {
+        "title": escape(f"Recipe {run.recipe_name} on {run.data}"),
+        "headline": escape(_headline(evaluation, data)),
+        "network": escape(_network(run, network, evaluation)),
+        "selection": escape(_selection(run)),
+        "per_class": _per_class(evaluation, data.classes),
+        "pictures": "\n".join(_pictures(run, network, data, evaluation)),
+        "recipe": _recipe(run),
+        "environment": _environment(run),
+    }
+    path = run.folder / "report.html"
+    with whole(path) as part:
+        part.write_text(PAGE.substitute(content), encoding="utf-8")
+    return path
+
+
+def _headline(evaluation: Evaluation, data: Data) -> str:
+    right = f"{100 * evaluation.accuracy:.2f} % of n = {evaluation.n:,} test images of {data.name} are classified right"
+    return f"{right}: {evaluation.errors:,} errors."
+
+
+def _network(run: Run, network: CapsNet | ConvBaseline, evaluation: Evaluation) -> str:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    seconds = max((record["seconds"] for kind in ("train", "validation") for record in run.records(kind)), default=0)
+    words = f"A {type(network).__name__} with {parameters:,} parameters, trained for {_duration(seconds)}."
+    if evaluation.reconstruction is None:
+        return words
+    capsule = {"prediction": "predicted class", "label": "true class"}[evaluation.masked_by]
+    return (
+        f"{words} Its drawings, from the capsule of the {capsule}, are off by a squared error of "
+        f"{evaluation.reconstruction:.2f}, summed over pixels and averaged over images."
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _selection(run: Run) -> str:
+    best = best_validation(run)
+    if best is None:
+        return "No validation images were held out: the network is that of the last weights."
+    return (
+        f"Selected as the best epoch on n = {best['n']:,} validation images: epoch {best['epoch']} with "
+        f"{best['errors']:,} errors. The test images took no part in that."
+    )
+
+
+def _pictures(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluation: Evaluation) -> Iterable[str]:
+    folder, test, names = run.folder / "figures", data.test, data.classes
+    if isinstance(network, CapsNet) and network.decoder is not None:
+        drawn = "The drawing is made from the capsule of the predicted class alone; the label takes no part in it."
+        yield _picture(
+            draw_drawings(network, test, names, folder / "drawings.png"),
+            "The first test images and, below each, what the network draws of it",
+            f"The first test images and, below each, the network's drawing of it. {drawn}",
+        )
+        yield _picture(
+            draw_drawings(network, test, names, folder / "errors.png", errors_only=True),
+            "The first misclassified test images and, below each, what the network draws of it",
+            f"The first misclassified test images: what the network took each for, and drew. {drawn}",
+        )
+    yield _picture(
+        draw_confusion(evaluation, names, folder / "confusion.png"),
+        f"Counts of test images by true and predicted class: {evaluation.errors} of {evaluation.n} off the diagonal",
+        "Test images by true class (row) and predicted class (column). Errors, off the diagonal, are coloured.",
+    )
+    yield _picture(
+        draw_curves(run, folder / "curves.png"),
+        "Curves of the losses, the error rates and the learning rate over the training",
+        "Losses, error rates and learning rate over the training. Training errors are counted while the weights still "
+        "move, and on shifted images where the recipe shifts them: they are no measure of the finished network.",
+    )
+
+
+def _picture(path: Path, alt: str, caption: str) -> str:
+    content = path.read_bytes()
+    source = "data:image/png;base64," + b64encode(content).decode()
+    width = int.from_bytes(content[16:20], "big") * 96 // DPI  # of the PNG's header; 96 CSS pixels are an inch
+    image = f'<img src="{source}" width="{width}" alt="{escape(alt)}">'
+    return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+
+
+def _per_class(evaluation: Evaluation, classes: tuple[str, ...]) -> str:
+    rows = []
+    told = zip(classes, evaluation.confusion, evaluation.per_class, strict=True)
+    for k, (name, row, share) in enumerate(told):
+        rows.append([name, f"{sum(row):,}", f"{row[k]:,}", "—" if share is None else f"{100 * share:.2f} %"])
+    return _table(["class", "n", "right", "accuracy"], rows, numbers=3)
+
+
+def _recipe(run: Run) -> str:
+    paper = RECIPES["paper"]()
+    values = [(field.name, getattr(run.recipe, field.name), getattr(paper, field.name)) for field in fields(run.recipe)]
+    marked = {k for k, (_, value, printed) in enumerate(values) if value != printed}
+    rows = [
+        [name, _value(value) + (" ≠" if k in marked else ""), _value(printed)]
+        for k, (name, value, printed) in enumerate(values)
+    ]
+    return _table(["field", "this run", "the paper's recipe"], rows, marked=marked)
+
+
+def _environment(run: Run) -> str:
+    path = run.folder / "environment.json"
+    if not path.is_file():
+        return "<p>Not recorded.</p>"
+    return _table(["what", "value"], [[name, _value(value)] for name, value in json.loads(path.read_text()).items()])
+
+
+def _value(value: object) -> str:
+    return "—" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _table(head: list[str], rows: list[list[str]], *, numbers: int = 0, marked: Iterable[int] = ()) -> str:
+    """An HTML table of plain texts; the last columns, as many as `numbers`, hold numbers."""
+    kinds = [' class="number"' if k >= len(head) - numbers else "" for k in range(len(head))]
+
+    def line(tag: str, cells: list[str], differs: bool = False) -> str:
+        told = zip(cells, kinds, strict=True)
+        row = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in told)
+        return f'<tr class="differs">{row}</tr>' if differs else f"<tr>{row}</tr>"
+
+    body = "\n".join(line("td", row, k in marked) for k, row in enumerate(rows))
+    return f"<table>\n<thead>{line('th', head)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"

@@ -1,0 +1,127 @@
+"""The picture of images and drawings shows what the network drew from its own answer."""
+
+import pytest
+import torch
+from PIL import Image
+
+from capsnet.data import ImageSet
+from capsnet.errors import InputError
+from capsnet.figures import draw_drawings, drawings
+from capsnet.models import CapsNet
+
+from .conftest import CLASSES
+
+
+def answers_of(network, images):
+    """Predicted classes, capsules and their lengths, by the network itself."""
+    with torch.no_grad():
+        lengths, capsules, _ = network(images.images / 255)
+    return lengths.argmax(dim=-1), capsules, lengths
+
+
+def titles(figure):
+    """The titles of the pairs, in order."""
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+
+
+def pixels(axes):
+    return torch.as_tensor(axes.images[0].get_array().filled())
+
+
+def test_the_same_network_and_images_make_the_same_bytes(network, images, tmp_path):
+    one, two = (draw_drawings(network, images, CLASSES, tmp_path / name, count=3) for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_the_first_images_are_shown_in_order(network, images, tmp_path, pages):
+    drawn = pages(drawings)
+    draw_drawings(network, images, CLASSES, tmp_path / "a.png", count=4, columns=3)
+    shown = [pixels(axes) for axes in drawn[0].axes[::2]]
+    torch.testing.assert_close(torch.stack(shown), images.images[:4, 0] / 255)
+
+
+def test_the_drawing_is_masked_by_the_prediction_and_never_by_the_label(network, images, tmp_path, pages):
+    predictions, capsules, _ = answers_of(network, images)
+    of_predictions, of_labels = (network.decode(capsules, k)[:, 0].detach() for k in (predictions, images.labels))
+    drawn = pages(drawings)
+    draw_drawings(network, images, CLASSES, tmp_path / "a.png")
+    shown = torch.stack([pixels(axes) for axes in drawn[0].axes[1::2]])
+    torch.testing.assert_close(shown, of_predictions)
+    assert (shown - of_labels).abs().max() > 0.1
+    assert "Drawn is the capsule of the prediction" in words(drawn[0])
+
+
+def test_a_title_tells_label_prediction_and_length_and_marks_an_error(network, images, tmp_path, pages):
+    predictions, _, lengths = answers_of(network, images)
+    drawn = pages(drawings)
+    draw_drawings(network, images, ("0", "1", "2"), tmp_path / "a.png")
+    for title, label, prediction, length in zip(titles(drawn[0]), images.labels, predictions, lengths, strict=True):
+        mark = "" if label == prediction else "✗ "
+        assert title == f"{mark}{label} → {prediction}  {length.max():.2f}"
+
+
+def test_only_errors_are_shown_when_only_errors_are_asked_for(network, images, tmp_path, pages):
+    wrong = int((answers_of(network, images)[0] != images.labels).sum())
+    assert 0 < wrong < 12
+    drawn = pages(drawings)
+    draw_drawings(network, images, CLASSES, tmp_path / "a.png", errors_only=True)
+    assert len(titles(drawn[0])) == wrong
+    assert all(title.startswith("✗") for title in titles(drawn[0]))
+    assert f"All {wrong} misclassified of n = 12 images" in words(drawn[0])
+
+
+def test_no_more_errors_are_shown_than_asked_for(network, images, tmp_path, pages):
+    drawn = pages(drawings)
+    draw_drawings(network, images, CLASSES, tmp_path / "a.png", errors_only=True, count=2)
+    assert len(titles(drawn[0])) == 2
+    assert "The first 2 misclassified of n = 12 images" in words(drawn[0])
+
+
+def test_without_errors_the_picture_says_so(network, images, tmp_path, pages):
+    right = ImageSet(images.images, answers_of(network, images)[0])
+    drawn = pages(drawings)
+    draw_drawings(network, right, CLASSES, tmp_path / "a.png", errors_only=True)
+    assert words(drawn[0]) == "no errors in n = 12 images"
+
+
+@pytest.mark.parametrize(("count", "columns", "width", "height"), [(12, 10, 2000, 1000), (2, 1, 1200, 900)])
+def test_the_picture_has_room_for_its_bands(network, images, tmp_path, count, columns, width, height):
+    with Image.open(draw_drawings(network, images, CLASSES, tmp_path / "a.png", count=count, columns=columns)) as shown:
+        assert width < shown.width < 1.4 * width
+        assert height < shown.height < 1.4 * height
+
+
+def test_colour_images_are_shown_in_colour(tmp_path, pages):
+    network = CapsNet((3, 8, 10), 2, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3)
+    images = ImageSet(torch.randint(256, (2, 3, 8, 10), dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    drawn = pages(drawings)
+    draw_drawings(network, images, ("a", "b"), tmp_path / "a.png")
+    assert torch.equal(pixels(drawn[0].axes[0]), images.images[0].permute(1, 2, 0) / 255)
+
+
+def test_a_network_in_training_stays_so(network, images, tmp_path):
+    network.train()
+    draw_drawings(network, images, CLASSES, tmp_path / "a.png", count=1, errors_only=True)
+    assert network.training
+
+
+def test_a_network_without_decoder_is_refused(images, tmp_path):
+    network = CapsNet((1, 8, 8), 3, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3, decoder="none")
+    with pytest.raises(InputError, match="no decoder, so it cannot draw: train one with --decoder dense"):
+        draw_drawings(network, images, CLASSES, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_set_without_images_is_refused(network, images, tmp_path):
+    with pytest.raises(InputError, match="there are no images to draw"):
+        draw_drawings(network, images.select(torch.arange(0)), CLASSES, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("count", "columns"), [(0, 10), (20, 0)])
+def test_a_picture_without_place_for_an_image_is_refused(network, images, tmp_path, count, columns):
+    with pytest.raises(InputError, match=f"at least one image and one column, not {count} and {columns}"):
+        draw_drawings(network, images, CLASSES, tmp_path / "a.png", count=count, columns=columns)

@@ -1,0 +1,76 @@
+"""Each silent fault of this field, made in a copy of the package, turns the test red that `faults.py` names.
+
+This file does not import the package, so that a process that has imported this file is still free to import the copy.
+"""
+
+import io
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FAULTS
+
+TESTS = Path(__file__).parent
+HEAVY = ["torch", "lightning_fabric", "huggingface_hub", "matplotlib.figure", "einops", "pytest"]
+
+
+class Failures:
+    """A pytest plugin that keeps the names of what the tests raised."""
+
+    def __init__(self):
+        self.raised = set()
+
+    def pytest_exception_interact(self, call):
+        self.raised.add(call.excinfo.type.__name__)
+
+
+def run_tests(tests, package):
+    """Run tests on the copy of the package at that path: where that lies, the exit status, what was raised and said."""
+    os.environ.update(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS="")
+    sys.path.insert(0, str(package.parent))
+    imported = Path(import_module("capsnet").__file__).parent
+    failures, said = Failures(), io.StringIO()
+    options = ["--tb=short", "-p", "no:cacheprovider", "-c", str(TESTS.parent / "pyproject.toml")]
+    with redirect_stdout(said):
+        status = pytest.main([*options, *(str(TESTS / test) for test in tests)], [failures])
+    return imported, status, failures.raised, said.getvalue()
+
+
+def in_a_fresh_process(*args):
+    """Call `run_tests` in a fork of a server that has imported what is slow to import, but not the package."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(run_tests, *args).result()
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package to make a fault in."""
+    return shutil.copytree(TESTS.parent / "capsnet", tmp_path / "capsnet", ignore=shutil.ignore_patterns("*.pyc"))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_turns_its_test_red(name, package):
+    file, right, wrong, test = FAULTS[name]
+    source = (package / file).read_text()
+    assert source.count(right) == 1, f"{file} has no longer once: {right}"
+    (package / file).write_text(source.replace(right, wrong))
+    imported, status, raised, said = in_a_fresh_process([test], package)
+    assert imported == package
+    assert status == pytest.ExitCode.TESTS_FAILED, said
+    assert raised == {"AssertionError"}, said
+
+
+def test_without_a_fault_all_of_those_tests_are_green(package):
+    tests = sorted({fault.test for fault in FAULTS.values()})
+    imported, status, _, said = in_a_fresh_process(tests, package)
+    assert imported == package
+    assert status == pytest.ExitCode.OK, said

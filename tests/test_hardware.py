@@ -1,0 +1,71 @@
+"""What the machine is, whether it is fast at bf16, and that it keeps its memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from capsnet import hardware
+from capsnet.hardware import describe, fast_bf16
+
+CPU = torch.device("cpu")
+
+
+def test_the_description_has_the_hardware_and_the_versions():
+    described = describe(CPU)
+    assert described.keys() == {"device", "cores", "platform", "python", "torch", "capsnet"}
+    assert all(described.values())
+    assert described["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [("fpu avx512_bf16", True), ("amx_bf16 avx2", True), ("fpu avx2 avx512f", False), ("", False)],
+)
+def test_a_processor_is_fast_at_bf16_if_it_has_instructions_for_it(monkeypatch, flags, fast):
+    monkeypatch.setattr(hardware, "_cpu", lambda: {"flags": flags})
+    assert fast_bf16(CPU) is fast
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_is_fast_at_bf16_from_capability_8_on(monkeypatch, capability, fast):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fast_bf16(torch.device("cuda")) is fast
+
+
+def test_another_device_is_not_known_to_be_fast_at_bf16():
+    assert not fast_bf16(torch.device("mps"))
+
+
+def test_a_machine_that_does_not_describe_its_processor_is_described_all_the_same(monkeypatch):
+    def absent(path):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(hardware.Path, "read_text", absent)
+    monkeypatch.setattr(hardware, "_cpu", hardware._cpu.__wrapped__)
+    assert describe(CPU)["device"]
+    assert not fast_bf16(CPU)
+
+
+FAULTS = """
+import resource
+import torch
+from capsnet.hardware import keep_freed_memory
+
+keep_freed_memory()
+faults = []
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(2**24).fill_(1.0)  # 64 MiB
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it speaks to glibc's malloc")
+def test_memory_that_was_freed_once_is_used_again_without_a_page_fault():
+    result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    first, *others = map(int, result.stdout.split())
+    assert first > 20
+    assert sum(others[1:]) < 20

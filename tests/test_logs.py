@@ -1,0 +1,120 @@
+"""What a run measures is written to log.jsonl, to TensorBoard and to the terminal, and stays true over a resumption."""
+
+import json
+import os
+import pty
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from capsnet.build import learning_rate
+from capsnet.logs import Log
+from capsnet.runs import start_run
+from tests.training import EPOCH, TINY, at_step, few_digits, resume, train, training
+
+TRAINED = {"margin", "reconstruction", "loss", "accuracy", "rate", "gradient_norm", "images_per_second"}
+VALIDATED = {"n", "errors", "accuracy", "reconstruction"}
+ABOUT = {"kind", "step", "epoch", "seconds"}
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    monkeypatch.setattr(training, "LOG_STEPS", 1)
+
+
+def board(run):
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    return {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+
+
+def test_log_jsonl_holds_every_measurement_and_when_it_was_made(tmp_path, every_step):
+    run = train(tmp_path / "run")
+    training_records, validation_records = run.records("train"), run.records("validation")
+    assert all(record.keys() == ABOUT | TRAINED for record in training_records)
+    assert all(record.keys() == ABOUT | VALIDATED for record in validation_records)
+    assert [(record["step"], record["epoch"]) for record in training_records] == [
+        (step, 1 if step <= EPOCH else 2) for step in range(1, 2 * EPOCH + 1)
+    ]
+    assert [(record["step"], record["epoch"]) for record in validation_records] == [(EPOCH, 1), (2 * EPOCH, 2)]
+
+
+def test_tensorboard_holds_what_log_jsonl_does(tmp_path, every_step):
+    run = train(tmp_path / "run")
+    shown = board(run)
+    assert shown.keys() == {f"train/{name}" for name in TRAINED} | {f"validation/{name}" for name in VALIDATED}
+    for tag, points in shown.items():
+        kind, name = tag.split("/")
+        written = [(record["step"], pytest.approx(record[name])) for record in run.records(kind)]
+        assert [(point.step, point.value) for point in points] == written
+
+
+def test_a_record_is_the_mean_over_the_steps_since_the_one_before(tmp_path, monkeypatch, every_step):
+    single = train(tmp_path / "single").records("train")
+    monkeypatch.setattr(training, "LOG_STEPS", 5)
+    records = train(tmp_path / "fives").records("train")
+    assert [record["step"] for record in records] == [5, EPOCH, 10, 2 * EPOCH]
+    for record, steps in zip(records, [range(0, 5), range(5, 7), range(7, 10), range(10, 14)], strict=True):
+        for name in ("margin", "reconstruction", "loss", "accuracy"):
+            assert record[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps))
+
+
+def test_the_rate_is_that_of_the_schedule_and_the_total_is_the_sum_of_its_parts(tmp_path, every_step):
+    recipe = replace(TINY, schedule="one-cycle")
+    for done, record in enumerate(train(tmp_path / "run", recipe).records("train")):
+        assert record["rate"] == learning_rate(recipe, done, 2 * EPOCH, EPOCH)
+        assert record["loss"] == pytest.approx(record["margin"] + recipe.reconstruction * record["reconstruction"])
+
+
+def test_lines_from_beyond_the_checkpoint_are_dropped_and_come_once(tmp_path, monkeypatch, every_step):
+    def die():
+        raise SystemError
+
+    with monkeypatch.context() as patch, pytest.raises(SystemError):
+        at_step(patch, EPOCH + 4, die)
+        train(tmp_path / "run")
+    killed = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert json.loads(killed[-1])["step"] == EPOCH + 3
+    run = resume(tmp_path / "run")
+    assert [record["step"] for record in run.records("train")] == list(range(1, 2 * EPOCH + 1))
+    assert [point.step for point in board(run)["train/loss"]] == list(range(1, 2 * EPOCH + 1))
+
+
+def test_a_line_that_was_cut_short_is_dropped(tmp_path):
+    run = train(tmp_path / "run", replace(TINY, epochs=1))
+    with run.log.open("a") as log:
+        log.write('{"kind": "train", "st')
+    assert [record["epoch"] for record in resume(run.folder, epochs=2).records("train")] == [1, 2]
+
+
+def test_without_a_terminal_the_progress_is_plain_lines(tmp_path, capfd):
+    train(tmp_path / "run")
+    out, err = capfd.readouterr()
+    assert re.search(r"^epoch 1 step 7/14 margin \S+ loss \S+ .*gradient_norm \S+ · [\d,]+ images/s · \d+ s left$", out, re.M)
+    assert re.search(r"^epoch 2: validation accuracy \S+% \(\d+ errors of n = 60\), \d+ s of training$", out, re.M)
+    assert "\x1b" not in out
+    assert err == ""
+
+
+def test_plain_lines_are_no_more_than_one_in_ten_seconds(tmp_path, capfd, every_step):
+    train(tmp_path / "run")
+    assert len(re.findall("^epoch . step", capfd.readouterr().out, re.M)) == 1
+
+
+def test_on_a_terminal_the_progress_is_a_bar(tmp_path, monkeypatch):
+    run = start_run(tmp_path / "run", TINY, "digits", few_digits())
+    keyboard, terminal = pty.openpty()
+    measured = dict.fromkeys(TRAINED, 0.5)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with open(terminal, "w") as screen:
+        monkeypatch.setattr(sys, "stdout", screen)
+        with Log(run, step=0, steps=4) as log:
+            log.train(step=3, epoch=2, seconds=1.0, measured=measured)
+        shown = os.read(keyboard, 2**16).decode()
+    os.close(keyboard)
+    assert re.search("epoch 2.*━━.*75 %.*loss 0.5", shown)
+    assert "step 3/4" not in shown

@@ -1,0 +1,183 @@
+"""The training loop: what is kept and chosen, the last batch, precision, and what stops it.
+
+That a run may be stopped and resumed is in `test_resume.py`.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from capsnet.data import ImageSet
+from capsnet.errors import InputError
+from capsnet.evaluate import Evaluation, evaluate
+from capsnet.runs import load_checkpoint, load_run, start_run
+from tests.training import EPOCH, TINY, few_digits, last_weights, train, training, weights
+
+
+@pytest.fixture
+def data():
+    return few_digits()
+
+
+@pytest.fixture
+def without_validation(data):
+    return replace(data, validation=data.validation.select(torch.arange(0)))
+
+
+def stub_evaluations(monkeypatch, errors):
+    """Have each evaluation on validation images find the next of these numbers of errors."""
+    found = iter(errors)
+    monkeypatch.setattr(training, "evaluate", lambda network, images: Evaluation(60, next(found), [[]], None, "label"))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    first = weights(train(tmp_path / "first"))
+    assert torch.equal(weights(train(tmp_path / "again")), first)
+    assert not torch.equal(weights(train(tmp_path / "other", replace(TINY, seed=1))), first)
+
+
+def test_a_capsule_network_learns(trained, data):
+    assert evaluate(trained.load_network(), data.train).accuracy > 0.8
+
+
+def test_a_baseline_learns(tmp_path, data):
+    run = train(tmp_path / "run", replace(TINY, network="small-cnn", epochs=5, batch=16, shift=0))
+    assert evaluate(run.load_network(), data.train).accuracy > 0.5
+
+
+def test_the_network_with_the_fewest_validation_errors_is_kept_and_of_equals_the_last(tmp_path, monkeypatch):
+    two_epochs = last_weights(train(tmp_path / "two"))
+    stub_evaluations(monkeypatch, [5, 3, 4])
+    assert torch.equal(weights(train(tmp_path / "three", replace(TINY, epochs=3))), two_epochs)
+    stub_evaluations(monkeypatch, [3, 3, 4])
+    assert torch.equal(weights(train(tmp_path / "equal", replace(TINY, epochs=3))), two_epochs)
+
+
+def test_without_validation_images_the_last_network_is_kept(tmp_path, without_validation):
+    run = train(tmp_path / "run", data=without_validation)
+    assert torch.equal(weights(run), last_weights(run))
+    assert run.records("validation") == []
+
+
+class Untouchable(Tensor):
+    """A tensor that gives away its shape and refuses anything else."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function == Tensor.shape.__get__, f"{function} reads a test image"
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_no_test_image_is_read_in_training_and_no_test_label_matters(tmp_path, data):
+    honest = weights(train(tmp_path / "honest", data=data))
+    closed = ImageSet(data.test.images.as_subclass(Untouchable), torch.zeros_like(data.test.labels))
+    assert torch.equal(weights(train(tmp_path / "closed", data=replace(data, test=closed))), honest)
+
+
+def test_each_image_is_seen_once_an_epoch_the_partial_last_batch_with_them(tmp_path, data, monkeypatch):
+    seen, losses = [], training.losses
+
+    def watched(network, images, labels, recipe):
+        seen.append(images)
+        return losses(network, images, labels, recipe)
+
+    monkeypatch.setattr(training, "losses", watched)
+    train(tmp_path / "run", replace(TINY, epochs=1, shift=0))
+    assert [len(images) for images in seen] == [32] * 6 + [8]
+    expected = data.train.images.flatten(1).float() / 255
+    assert torch.equal(torch.cat(seen).flatten(1).unique(dim=0), expected.unique(dim=0))
+
+
+@pytest.mark.parametrize("steps", [3, EPOCH, 2 * EPOCH + 3])
+def test_steps_end_the_training_before_or_after_the_epochs_do(tmp_path, steps):
+    run = train(tmp_path / "run", replace(TINY, epochs=1, steps=steps))
+    assert load_checkpoint(run)["step"] == steps == run.records("validation")[-1]["step"]
+
+
+def test_the_average_of_the_weights_is_kept_where_it_is_asked_for(tmp_path, without_validation):
+    def trained(**settings):
+        folder = tmp_path / "-".join(f"{name}{value}" for name, value in settings.items())
+        return train(folder, replace(TINY, **settings), without_validation)
+
+    first, second, third = (weights(trained(steps=steps)) for steps in (1, 2, 3))
+    averaged = trained(steps=3, averaging=0.75)
+    expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+    torch.testing.assert_close(weights(averaged), expected)
+    assert torch.equal(last_weights(averaged), third)
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_evaluation_leaves_the_network_in_the_mode_it_was_in(training_mode, data):
+    network = training.build_network(TINY, data.image_shape, 10).train(training_mode)
+    evaluate(network, data.validation)
+    assert network.training is training_mode
+
+
+def test_after_an_evaluation_the_baseline_drops_out_again(tmp_path, monkeypatch):
+    modes, losses = [], training.losses
+
+    def watched(network, *batch):
+        modes.append(network.training)
+        return losses(network, *batch)
+
+    monkeypatch.setattr(training, "losses", watched)
+    train(tmp_path / "run", replace(TINY, network="small-cnn"))
+    assert modes == [True] * 2 * EPOCH
+
+
+@pytest.mark.parametrize("step", [5, EPOCH + 2, 2 * EPOCH])
+def test_a_loss_that_is_not_finite_is_named_by_its_step_and_spoils_nothing(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(training, "LOG_STEPS", 3)
+    run = start_run(tmp_path / "run", TINY, "digits", few_digits())
+    monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == step - 2 else 1e-3)
+    with pytest.raises(InputError, match=rf"the loss at step {step} is not finite: .*; try a lower --rate") as refusal:
+        training.train(TINY, few_digits(), run)
+    assert "\n" not in str(refusal.value)
+    if step > EPOCH:
+        assert load_checkpoint(run)["step"] == EPOCH
+        assert last_weights(run).isfinite().all()
+        assert weights(run).isfinite().all()
+
+
+def test_weights_that_the_last_step_spoiled_are_named_and_not_kept(tmp_path, monkeypatch, without_validation):
+    run = start_run(tmp_path / "run", TINY, "digits", without_validation)
+    monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == 2 * EPOCH - 1 else 1e-3)
+    with pytest.raises(InputError, match="the weights after step 14 are not finite"):
+        training.train(TINY, without_validation, run)
+    assert weights(run).isfinite().all()
+    assert last_weights(run).isfinite().all()
+
+
+def test_bf16_learns_and_leaves_weights_of_32_bits(tmp_path):
+    run = train(tmp_path / "run", replace(TINY, precision="bf16-mixed", epochs=4))
+    losses = [record["loss"] for record in run.records("train")]
+    assert losses[-1] < losses[0]
+    assert weights(run).dtype == torch.float32
+    assert json.loads((run.folder / "environment.json").read_text())["precision"] == "bf16-mixed"
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_by_default_the_precision_is_what_the_hardware_is_fast_at(tmp_path, monkeypatch, fast, chosen):
+    monkeypatch.setattr(training, "fast_bf16", lambda device: fast)
+    run = train(tmp_path / "run", replace(TINY, precision="auto", steps=1))
+    assert json.loads((run.folder / "environment.json").read_text())["precision"] == chosen
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by PyTorch's own compiler
+def test_a_compiled_network_has_the_same_losses(tmp_path):
+    plain, compiled = (
+        train(tmp_path / str(compile), replace(TINY, steps=3, decoder="none", compile=compile)).records("train")
+        for compile in (False, True)
+    )
+    assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-4)
+
+
+def test_the_trained_network_is_returned_in_evaluation_mode(tmp_path, data):
+    run = start_run(tmp_path / "run", TINY, "digits", data)
+    network = training.train(TINY, data, run)
+    assert not network.training
+    assert torch.equal(weights(network), weights(load_run(run.folder)))

@@ -1,0 +1,81 @@
+"""A network and a data set so small that a run of 14 steps takes a fraction of a second, and a hand in its steps."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import capsnet.train as training
+from capsnet.data import Data, load_data
+from capsnet.models import CapsNet, ConvBaseline
+from capsnet.recipes import Digits, Recipe
+from capsnet.runs import Run, load_checkpoint, load_run, start_run
+
+TINY = Digits(
+    conv_channels=8,
+    primary_types=2,
+    epochs=2,
+    batch=32,
+    schedule="exponential",
+    precision="32-true",
+    compile=False,
+)
+LEARNS = replace(TINY, epochs=4, batch=8, rate=1e-2, shift=0)  # nearly all of its training images
+EPOCH = 7  # TINY's, in steps: 200 images in six batches of 32 and one of 8
+
+
+@cache
+def few_digits() -> Data:
+    """The bundled digits: 200 to train on, 60 for validation and 60 for the test."""
+    data = load_data("digits")
+    parts = {"train": 200, "validation": 60, "test": 60}
+    return replace(data, **{part: getattr(data, part).select(torch.arange(n)) for part, n in parts.items()})
+
+
+def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None) -> Run:
+    """Train a network of `recipe` into a new run folder."""
+    data = data or few_digits()
+    run = start_run(folder, recipe, "digits", data)
+    training.train(recipe, data, run)
+    return run
+
+
+def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
+    """Go on with a run to its end, or for as many epochs or steps as `longer` says."""
+    run = load_run(folder)
+    run = run.extended(run.data, replace(run.recipe, **longer))
+    training.train(run.recipe, data or few_digits(), run, resume=True)
+    return run
+
+
+def at_step(monkeypatch: Any, step: int, act: Callable[[], Any]) -> None:
+    """Have `act` called as the given step, counted from 1, begins."""
+    learning_rate = training.learning_rate
+
+    def acting(recipe: Recipe, done: int, *lengths: int) -> float:
+        if done + 1 == step:
+            act()
+        return learning_rate(recipe, done, *lengths)
+
+    monkeypatch.setattr(training, "learning_rate", acting)
+
+
+def press_ctrl_c() -> None:
+    """Send this process what a terminal sends at Ctrl-C."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def weights(network: CapsNet | ConvBaseline | Run) -> Tensor:
+    """All weights of a network, or of a run's best one, in a row."""
+    network = network.load_network() if isinstance(network, Run) else network
+    return torch.cat([weight.flatten() for weight in network.state_dict().values()])
+
+
+def last_weights(run: Run) -> Tensor:
+    """All weights that training stood at when the checkpoint was written, in a row."""
+    return torch.cat([weight.flatten() for weight in load_checkpoint(run)["network"].values()])
