@@ -94,11 +94,12 @@ class Evaluate:
     def __call__(self) -> None:
         """Evaluate and print."""
         from capsnet.evaluate import evaluate
+        from capsnet.hardware import default_device
         from capsnet.runs import load_run
 
         run = load_run(self.run)
         data = run.load_data(self.data, self.data_dir)
-        result = evaluate(run.load_network(), data.test, masked_by=self.masked_by)
+        result = evaluate(run.load_network().to(default_device()), data.test, masked_by=self.masked_by)
         if self.json:
             print(json.dumps({"data": data.name, "accuracy": result.accuracy} | asdict(result)))
         else:
@@ -153,10 +154,14 @@ class Figures:
         """Draw, and say where."""
         from capsnet.evaluate import evaluate
         from capsnet.figures.drawings import draw_drawings
+        from capsnet.hardware import default_device
+        from capsnet.models import ConvBaseline
         from capsnet.runs import load_run
 
         run = load_run(self.run)
-        data, network = run.load_data(data_dir=self.data_dir), run.load_network()
+        data, network = run.load_data(data_dir=self.data_dir), run.load_network().to(default_device())
+        if self.errors_only and isinstance(network, ConvBaseline):
+            raise InputError(f"{self.run} is a baseline, which does not draw: leave --errors-only out")
         if self.errors_only:
             path = run.folder / "figures" / "errors.png"
             print(draw_drawings(network, data.test, data.classes, path, count=self.count, errors_only=True))

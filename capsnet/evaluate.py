@@ -41,7 +41,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Answers:
-    """A network's answers for n images, on the CPU."""
+    """A network's answers for n images."""
 
     scores: Tensor
     """[n, j]: capsule lengths, or a baseline's class probabilities."""
@@ -69,7 +69,8 @@ def answer(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | No
 def answers(
     network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor, Answers]]:
-    """Go through a set in order, in evaluation mode: each batch's images, labels and answers."""
+    """Go through a set in order, on the network's device and in evaluation mode: images, labels, answers by batch."""
+    images = images.to(next(network.parameters()).device)
     training = network.training
     network.eval()
     try:
@@ -80,7 +81,7 @@ def answers(
 
 
 def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
-    """Judge a network on a set of images, which lies on the network's device.
+    """Judge a network on a set of images.
 
     Raises InputError for a set without images.
     """
@@ -88,11 +89,11 @@ def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: Ma
         raise InputError("there are no images to evaluate on")
     classes = network.classes
     errors, squares = 0, 0.0
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=images.labels.device)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for pixels, labels, given in answers(network, images, masked_by=masked_by):
         errors += int((given.predictions != labels).sum())
         pairs = labels * classes + given.predictions
-        confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+        confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
         if given.drawings is not None:
             squares += len(labels) * float(reconstruction_loss(given.drawings, pixels))
     drawn = given.drawings is not None

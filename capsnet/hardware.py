@@ -13,6 +13,11 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
+def default_device() -> torch.device:
+    """The machine's accelerator, or its processor where there is none."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether products in bf16 are faster than in float32 on this device, by its own instructions."""
     if device.type == "cuda":

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
+from capsnet.errors import InputError
+
 
 def margin_loss(
     lengths: Tensor, labels: Tensor, present: float = 0.9, absent: float = 0.1, down_weight: float = 0.5
@@ -24,6 +26,10 @@ def margin_loss(
 def reconstruction_loss(drawing: Tensor, image: Tensor) -> Tensor:
     """Squared difference of drawing and image, summed over pixels and channels and averaged over images (4.1).
 
+    Raises InputError where the two shapes differ.
+
     drawing [b, c, h, w], image [b, c, h, w], both in [0, 1] → a scalar
     """
+    if drawing.shape != image.shape:
+        raise InputError(f"a drawing of shape {list(drawing.shape)} cannot be compared with images {list(image.shape)}")
     return reduce((drawing - image).square(), "b c h w -> b", "sum").mean()

@@ -1,6 +1,7 @@
 """The networks: CapsNet (Figures 1 and 2 of Sabour, Frosst and Hinton, 2017) and the convolutional baselines."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from capsnet.ops.reference import Gradient, check_routing
 ImageShape = tuple[int, int, int]
 Decoder = Literal["dense", "conv", "none"]
 Initialisation = Literal["torch", "official"]
+BaselineSize = Literal["paper", "small"]
 
 
 class CapsNetOutput(NamedTuple):
@@ -61,8 +63,19 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
     ) -> None:
         super().__init__()
         check_routing(iterations, gradient)
-        if classes < 2:
-            raise InputError(f"a network needs at least two classes, not {classes}")
+        _check_choice("decoder", decoder, get_args(Decoder))
+        _check_choice("initialisation", initialisation, get_args(Initialisation))
+        _check_sizes(
+            image_shape,
+            classes,
+            conv_channels=conv_channels,
+            conv_kernel=conv_kernel,
+            primary_types=primary_types,
+            primary_dim=primary_dim,
+            primary_kernel=primary_kernel,
+            primary_stride=primary_stride,
+            capsule_dim=capsule_dim,
+        )
         channels, down, across = image_shape  # a list when it was read from config.json
         image_shape = (channels, down, across)
         height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:])
@@ -123,10 +136,10 @@ class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
     much arithmetic as a CapsNet and has fewer parameters.
     """
 
-    def __init__(
-        self, image_shape: ImageShape = (1, 28, 28), classes: int = 10, size: Literal["paper", "small"] = "paper"
-    ) -> None:
+    def __init__(self, image_shape: ImageShape = (1, 28, 28), classes: int = 10, size: BaselineSize = "paper") -> None:
         super().__init__()
+        _check_choice("size", size, get_args(BaselineSize))
+        _check_sizes(image_shape, classes)
         self.image_shape, self.classes = tuple(image_shape), classes
         channels, height, width = image_shape
         if size == "paper":
@@ -164,6 +177,22 @@ def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int,
             "choose smaller kernels or larger images"
         )
     return room // primary_stride + 1
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{name} is one of {', '.join(known)}, not {value!r}")
+
+
+def _check_sizes(image_shape: Sequence[int], classes: int, **sizes: int) -> None:
+    if len(image_shape) != 3:
+        raise InputError(f"image_shape is (channels, height, width), not {tuple(image_shape)}")
+    sizes |= dict(zip(("channels", "height", "width"), image_shape, strict=True))
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    if classes < 2:
+        raise InputError(f"a network needs at least two classes, not {classes}")
 
 
 def _decoder(kind: Decoder, classes: int, capsule_dim: int, image_shape: ImageShape) -> nn.Module | None:

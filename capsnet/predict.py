@@ -6,6 +6,7 @@ from pathlib import Path
 
 from capsnet.data import image_tensor
 from capsnet.evaluate import answer
+from capsnet.hardware import default_device
 from capsnet.losses import reconstruction_loss
 from capsnet.runs import Run
 
@@ -27,10 +28,12 @@ def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> 
 
     `invert` swaps light and dark first. Raises InputError for a file that is missing or no image.
     """
-    network = run.load_network()
+    network = run.load_network().to(default_device())
     predictions = []
     for image in images:
-        pixels = image_tensor(image, run.image_shape, invert=invert).unsqueeze(0).float() / 255  # [1, c, h, w]
+        pixels = (
+            image_tensor(image, run.image_shape, invert=invert).unsqueeze(0).to(default_device()) / 255
+        )  # [1, c, h, w]
         given = answer(network, pixels)
         lengths = dict(zip(run.classes, given.scores[0].tolist(), strict=True))
         error = None if given.drawings is None else float(reconstruction_loss(given.drawings, pixels))

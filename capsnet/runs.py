@@ -9,12 +9,13 @@ results.json      what it did on the test images
 report.html       the numbers, the recipe and the pictures, in one file
 """
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from shutil import which
@@ -66,8 +67,9 @@ class Run:
             raise InputError(f"{self.folder} has no trained network yet: finish it with `capsnet train --resume`")
         kind = CapsNet if self.recipe.network == "capsnet" else ConvBaseline
         try:
-            return kind.from_pretrained(self.best).eval()
-        except (RuntimeError, SafetensorError, TypeError) as error:
+            with redirect_stdout(io.StringIO()):  # the mixin prints where it reads from
+                return kind.from_pretrained(self.best).eval()
+        except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{self.best} does not hold the weights of its config.json: {reason}") from error
 
@@ -122,9 +124,10 @@ class Run:
         return self.write_json("results.json", {"test": measured} | about | self.about())
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of log.jsonl of one kind, "train" or "validation", in order."""
-        lines = self.log.read_text().splitlines() if self.log.is_file() else []
-        return [record for record in map(json.loads, lines) if record["kind"] == kind]
+        """The lines of log.jsonl of one kind, "train" or "validation", in order, without one that was cut short."""
+        lines = self.log.read_text().splitlines(keepends=True) if self.log.is_file() else []
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [record for record in records if record["kind"] == kind]
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write one of the folder's JSON files whole or not at all."""
@@ -137,7 +140,7 @@ class Run:
 def start_run(folder: Path, recipe: Recipe, recipe_name: str, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
-    Raises InputError where the folder exists, unless it is a run and `overwrite` says that it may go.
+    Raises InputError where the folder cannot be made or exists, unless it is a run and `overwrite` says that it may go.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not (folder / "recipe.json").is_file():
@@ -145,7 +148,10 @@ def start_run(folder: Path, recipe: Recipe, recipe_name: str, data: Data, *, ove
         if not overwrite:
             raise InputError(f"{folder} exists: go on with it by --resume, replace it by --overwrite, or name another")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder with --run") from error
     run = Run(folder, recipe, recipe_name, data.name, data.classes, data.image_shape)
     run.write_json("recipe.json", run.about())
     return run
@@ -164,7 +170,7 @@ def load_run(folder: str | Path) -> Run:
         return Run(folder, recipe, about["recipe"], about["data"], classes, image_shape)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'recipe.json'} cannot be read: {error}") from error
 
 
@@ -179,7 +185,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 def save_checkpoint(run: Run, state: dict[str, Any]) -> None:
     """Replace the run's checkpoint, whole or not at all."""
     with whole(run.checkpoint) as part:
-        torch.save(state, part)
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # how torch says that the disk is full
+            raise OSError(str(error)) from error
 
 
 def load_checkpoint(run: Run) -> dict[str, Any]:
@@ -207,15 +216,15 @@ def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A path to write a file or a folder to, which takes the place of `path` only when all of it is there.
 
-    Raises InputError where the disk has no room; what stood at `path` then still stands there.
+    Raises InputError where that fails, for want of room or rights; what stood at `path` then still stands there.
     """
     part = path.with_name(path.name + ".part")
     _remove(part)
     try:
         yield part
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         _remove(part)
-        raise InputError(f"cannot write {path}: {error}; free some room and go on with --resume") from error
+        raise InputError(f"cannot write {path}, which is left as it was: {error}") from error
     if path.is_dir():
         shutil.rmtree(path)  # a folder, unlike a file, cannot be replaced in one step
     part.replace(path)

@@ -18,7 +18,7 @@ from capsnet.build import build_network, learning_rate, losses
 from capsnet.data import Data, batches
 from capsnet.errors import InputError
 from capsnet.evaluate import evaluate
-from capsnet.hardware import fast_bf16, keep_freed_memory
+from capsnet.hardware import default_device, fast_bf16, keep_freed_memory
 from capsnet.interrupt import deferred_interrupt
 from capsnet.logs import Log
 from capsnet.models import CapsNet, ConvBaseline
@@ -38,7 +38,7 @@ def train(recipe: Recipe, data: Data, run: Run, *, resume: bool = False) -> Caps
     Raises InputError for a loss that is not finite, with the last good checkpoint left in place.
     """
     keep_freed_memory()
-    device = Fabric(accelerator="auto", devices=1).device
+    device = default_device()
     precision = _precision(recipe, device)
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
     data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
@@ -49,7 +49,7 @@ def train(recipe: Recipe, data: Data, run: Run, *, resume: bool = False) -> Caps
     with Log(run, training.step, training.steps) as log, deferred_interrupt() as interrupted:
         while training.step < training.steps:
             training.epoch(log, interrupted)
-    return run.load_network()
+    return run.load_network().to(device)
 
 
 class _Training:

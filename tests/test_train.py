@@ -167,7 +167,7 @@ def test_by_default_the_precision_is_what_the_hardware_is_fast_at(tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by PyTorch's own compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 def test_a_compiled_network_has_the_same_losses(tmp_path):
     plain, compiled = (
         train(tmp_path / str(compile), replace(TINY, steps=3, decoder="none", compile=compile)).records("train")

@@ -42,8 +42,9 @@ def route(
     check_routing(iterations, gradient)
     _check_shapes(children, weight, prior, bias)
     device = children.device.type
-    if torch.is_autocast_enabled(device):
-        children, weight = (t.to(torch.get_autocast_dtype(device)) for t in (children, weight))
+    if not torch.is_autocast_enabled(device) or children.dtype == torch.float64:
+        return _route(children, weight, iterations, prior, bias, leaky, gradient).to(children.dtype)
+    children, weight = (t.to(torch.get_autocast_dtype(device)) for t in (children, weight))
     with torch.autocast(device, enabled=False):
         return _route(children, weight, iterations, prior, bias, leaky, gradient)
 

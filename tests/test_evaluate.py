@@ -1,0 +1,120 @@
+"""An evaluation counts right, and judges images as they are; its network's answers here are known."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from capsnet.data import ImageSet
+from capsnet.errors import InputError
+from capsnet.evaluate import answer, answers, evaluate
+from capsnet.models import CapsNet, CapsNetOutput
+
+LABELS, ANSWERS = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0]
+
+
+class Known(CapsNet):
+    """A network of four classes that answers with the first pixel's level and draws the drawn class's, from 255."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.classes, self.seen = 4, []
+        self.place = nn.Parameter(torch.zeros(()))  # a network is where its parameters are
+
+    def forward(self, images, classes=None):
+        self.seen.append(images)
+        told = (images[:, 0, 0, 0] * 255).round().long()  # [b]
+        lengths = 0.8 * nn.functional.one_hot(told, 4) + 0.1  # [b, j]
+        drawn = told if classes is None else classes
+        return CapsNetOutput(lengths, lengths.unsqueeze(-1), torch.ones_like(images) * drawn.view(-1, 1, 1, 1) / 255)
+
+
+class KnownBaseline(nn.Module):
+    """A network that is sure of the same answers and does not draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes, self.place = 4, nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return 5.0 * nn.functional.one_hot((images[:, 0, 0, 0] * 255).round().long(), 4)
+
+
+def images_that_say(levels, labels):
+    """Images of 1x2x2 pixels of one level each, with these labels."""
+    levels = torch.tensor(levels, dtype=torch.uint8)
+    return ImageSet(levels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2), torch.tensor(labels))
+
+
+@pytest.fixture
+def five():
+    return images_that_say(ANSWERS, LABELS)
+
+
+def test_errors_confusions_and_shares_are_those_counted_by_hand(five):
+    result = evaluate(Known(), five)
+    assert (result.n, result.errors) == (5, 2)
+    assert result.confusion == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert result.accuracy == pytest.approx(0.6)
+    assert result.per_class == [0.5, 1, 0, None]
+
+
+def test_a_baseline_is_counted_in_the_same_way_and_draws_nothing(five):
+    result = evaluate(KnownBaseline(), five)
+    assert replace(evaluate(Known(), five), reconstruction=None) == result
+
+
+def test_the_scores_of_a_baseline_are_probabilities(five):
+    [(_, _, given)] = answers(KnownBaseline(), five)
+    torch.testing.assert_close(given.scores.sum(dim=-1), torch.ones(5))
+    assert given.predictions.tolist() == ANSWERS
+
+
+def test_the_drawing_is_of_the_prediction_or_of_the_label_as_is_said(five):
+    for masked_by, drawn in (("prediction", ANSWERS), ("label", LABELS)):
+        [(_, _, given)] = answers(Known(), five, masked_by=masked_by)
+        assert (given.drawings[:, 0, 0, 0] * 255).round().tolist() == drawn
+        assert evaluate(Known(), five, masked_by=masked_by).masked_by == masked_by
+
+
+def test_the_drawing_error_is_summed_over_pixels_and_averaged_over_images_not_batches():
+    images = images_that_say([0] * 500 + [3], [1] * 501)  # the odd one out is a batch of its own
+    squares = 500 * 4 * (1 / 255) ** 2 + 4 * (2 / 255) ** 2
+    assert evaluate(Known(), images, masked_by="label").reconstruction == pytest.approx(squares / 501)
+    assert evaluate(Known(), images).reconstruction == 0
+
+
+def test_images_are_seen_unshifted_in_order_as_their_bytes_over_255():
+    network, images = Known(), torch.randint(0, 256, (7, 1, 3, 3), dtype=torch.uint8)
+    images[:, :, 0, 0] = 0
+    labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    told = [batch_labels for _, batch_labels, _ in answers(network, ImageSet(images, labels), batch=3)]
+    assert [len(batch) for batch in network.seen] == [3, 3, 1]
+    assert torch.equal(torch.cat(network.seen), images.float() / 255)
+    assert torch.equal(torch.cat(told), labels)
+
+
+def test_nothing_that_is_judged_has_a_gradient(five):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    assert not answer(network, torch.rand(2, 1, 2, 2)).scores.requires_grad
+
+
+def test_a_network_is_judged_in_evaluation_mode_and_left_in_its_own(five):
+    network = KnownBaseline()
+    modes = [network.training for _ in answers(network, five, batch=2)]
+    assert modes == [False] * 3
+    assert network.training
+
+
+def test_going_no_further_than_a_first_batch_leaves_the_network_in_its_mode(five):
+    network = KnownBaseline()
+    seen = answers(network, five, batch=2)
+    next(seen)
+    seen.close()
+    assert network.training
+
+
+def test_without_images_there_is_nothing_to_judge():
+    with pytest.raises(InputError, match="there are no images to evaluate on"):
+        evaluate(Known(), images_that_say([], []))
