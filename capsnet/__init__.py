@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from capsnet.baselines import ConvBaseline
     from capsnet.data import load_data
     from capsnet.errors import InputError
     from capsnet.evaluate import evaluate
     from capsnet.layers import PrimaryCaps, RoutedCaps
     from capsnet.losses import margin_loss, reconstruction_loss
-    from capsnet.models import CapsNet, CapsNetOutput, ConvBaseline
+    from capsnet.models import CapsNet, CapsNetOutput
     from capsnet.ops.reference import dynamic_routing, routing_trace, vote
     from capsnet.ops.routing import route
     from capsnet.ops.squash import squash
@@ -27,7 +28,8 @@ _HOMES = {
     "capsnet.evaluate": ("evaluate",),
     "capsnet.layers": ("PrimaryCaps", "RoutedCaps"),
     "capsnet.losses": ("margin_loss", "reconstruction_loss"),
-    "capsnet.models": ("CapsNet", "CapsNetOutput", "ConvBaseline"),
+    "capsnet.baselines": ("ConvBaseline",),
+    "capsnet.models": ("CapsNet", "CapsNetOutput"),
     "capsnet.ops.reference": ("dynamic_routing", "routing_trace", "vote"),
     "capsnet.ops.routing": ("route",),
     "capsnet.ops.squash": ("squash",),

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from capsnet.baselines import ConvBaseline
 from capsnet.losses import margin_loss, reconstruction_loss
-from capsnet.models import CapsNet, ConvBaseline
+from capsnet.models import CapsNet
 from capsnet.recipes import Recipe
 
 

@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
 from capsnet.losses import reconstruction_loss
-from capsnet.models import CapsNet, ConvBaseline
+from capsnet.models import CapsNet
 
 MaskedBy = Literal["prediction", "label"]
 

@@ -3,10 +3,13 @@
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
+from typing import Any
 
 import torch
 
@@ -37,8 +40,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def describe(device: torch.device) -> dict[str, str | int]:
-    """The hardware and the versions that a measurement stands on."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a measurement stands on: hardware, versions, the commit of this package and the command."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()["model name"],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -46,7 +49,17 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "capsnet": version("capsnet"),
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in, if any."""
+    if which("git") is None:
+        return None
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 @cache

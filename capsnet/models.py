@@ -1,6 +1,5 @@
-"""The networks: CapsNet (Figures 1 and 2 of Sabour, Frosst and Hinton, 2017) and the convolutional baselines."""
+"""CapsNet, the network of Figures 1 and 2 of Sabour, Frosst and Hinton (2017)."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from capsnet.checks import check_choice, check_sizes
 from capsnet.errors import InputError
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps
 from capsnet.ops.reference import Gradient, check_routing
@@ -15,7 +15,6 @@ from capsnet.ops.reference import Gradient, check_routing
 ImageShape = tuple[int, int, int]
 Decoder = Literal["dense", "conv", "none"]
 Initialisation = Literal["torch", "official"]
-BaselineSize = Literal["paper", "small"]
 
 
 class CapsNetOutput(NamedTuple):
@@ -63,9 +62,9 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
     ) -> None:
         super().__init__()
         check_routing(iterations, gradient)
-        _check_choice("decoder", decoder, get_args(Decoder))
-        _check_choice("initialisation", initialisation, get_args(Initialisation))
-        _check_sizes(
+        check_choice("decoder", decoder, get_args(Decoder))
+        check_choice("initialisation", initialisation, get_args(Initialisation))
+        check_sizes(
             image_shape,
             classes,
             conv_channels=conv_channels,
@@ -129,44 +128,6 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
         return CapsNetOutput(lengths, capsules, self.decode(capsules, drawn))
 
 
-class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
-    """A plain convolutional network to compare with: logits [b, j] of images [b, c, h, w].
-
-    `size="paper"` is the paper's baseline (35,445,522 parameters on MNIST, Section 5); `size="small"` costs about as
-    much arithmetic as a CapsNet and has fewer parameters.
-    """
-
-    def __init__(self, image_shape: ImageShape = (1, 28, 28), classes: int = 10, size: BaselineSize = "paper") -> None:
-        super().__init__()
-        _check_choice("size", size, get_args(BaselineSize))
-        _check_sizes(image_shape, classes)
-        self.image_shape, self.classes = tuple(image_shape), classes
-        channels, height, width = image_shape
-        if size == "paper":
-            widths, hidden, pool = (256, 256, 128), (328, 192), 1
-        else:
-            widths, hidden, pool = (32, 64, 128), (256, 128), 4
-        if min(height, width) < pool:
-            raise InputError(f"an image of {height}x{width} is too small: the baseline pools {pool}x{pool} places")
-        convolutions: list[nn.Module] = []
-        for before, after in zip((channels, *widths), widths, strict=False):
-            convolutions += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU()]
-        features = widths[-1] * (height // pool) * (width // pool)
-        self.features = nn.Sequential(*convolutions, nn.MaxPool2d(pool), nn.Flatten())
-        self.head = nn.Sequential(
-            nn.Linear(features, hidden[0]),
-            nn.ReLU(),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.ReLU(),
-            nn.Dropout(),
-            nn.Linear(hidden[1], classes),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] → logits [b, j]."""
-        return self.head(self.features(images))  # [b, j]
-
-
 def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int, image_shape: ImageShape) -> int:
     """Places along one side of the primary capsules' grid."""
     room = size - conv_kernel + 1 - primary_kernel
@@ -177,22 +138,6 @@ def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int,
             "choose smaller kernels or larger images"
         )
     return room // primary_stride + 1
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"{name} is one of {', '.join(known)}, not {value!r}")
-
-
-def _check_sizes(image_shape: Sequence[int], classes: int, **sizes: int) -> None:
-    if len(image_shape) != 3:
-        raise InputError(f"image_shape is (channels, height, width), not {tuple(image_shape)}")
-    sizes |= dict(zip(("channels", "height", "width"), image_shape, strict=True))
-    for name, value in sizes.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
-    if classes < 2:
-        raise InputError(f"a network needs at least two classes, not {classes}")
 
 
 def _decoder(kind: Decoder, classes: int, capsule_dim: int, image_shape: ImageShape) -> nn.Module | None:

@@ -91,7 +91,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # as NaN is not
                 raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
         for name in ("rate", "decay"):
             if not getattr(self, name) > 0:
@@ -99,6 +99,8 @@ class Recipe:
         for name in ("warmup", "averaging"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed must be at least 0 and below 2**32, not {self.seed}")
 
 
 _LEAST = dict.fromkeys(

@@ -12,23 +12,21 @@ report.html       the numbers, the recipe and the pictures, in one file
 import io
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from capsnet.baselines import ConvBaseline
+from capsnet.build import build_network
 from capsnet.data import Data, load_data
 from capsnet.errors import InputError
 from capsnet.evaluate import Evaluation
-from capsnet.hardware import describe
-from capsnet.models import CapsNet, ConvBaseline
+from capsnet.files import whole
+from capsnet.models import CapsNet
 from capsnet.recipes import RECIPES, Recipe
 
 
@@ -140,8 +138,11 @@ class Run:
 def start_run(folder: Path, recipe: Recipe, recipe_name: str, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
-    Raises InputError where the folder cannot be made or exists, unless it is a run and `overwrite` says that it may go.
+    Raises InputError where the recipe's network cannot be built for these data, and where the folder cannot be made or
+    exists, unless it is a run and `overwrite` says that it may go.
     """
+    with torch.device("meta"):
+        build_network(recipe, data.image_shape, len(data.classes))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not (folder / "recipe.json").is_file():
             raise InputError(f"{folder} exists and is no run folder: name another one with --run")
@@ -174,14 +175,6 @@ def load_run(folder: str | Path) -> Run:
         raise InputError(f"{folder / 'recipe.json'} cannot be read: {error}") from error
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a result stands on: hardware, versions, the commit of this package and the command."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if which("git") else ""
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return describe(device) | {"commit": commit or None, "command": command}
-
-
 def save_checkpoint(run: Run, state: dict[str, Any]) -> None:
     """Replace the run's checkpoint, whole or not at all."""
     with whole(run.checkpoint) as part:
@@ -210,28 +203,3 @@ def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
     """Replace the run's best network, whole or not at all."""
     with whole(run.best) as part:
         network.save_pretrained(part)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, which takes the place of `path` only when all of it is there.
-
-    Raises InputError where that fails, for want of room or rights; what stood at `path` then still stands there.
-    """
-    part = path.with_name(path.name + ".part")
-    _remove(part)
-    try:
-        yield part
-    except (OSError, SafetensorError) as error:
-        _remove(part)
-        raise InputError(f"cannot write {path}, which is left as it was: {error}") from error
-    if path.is_dir():
-        shutil.rmtree(path)  # a folder, unlike a file, cannot be replaced in one step
-    part.replace(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network, learning_rate, losses
 from capsnet.data import Data, batches
 from capsnet.errors import InputError
 from capsnet.evaluate import evaluate
-from capsnet.hardware import default_device, fast_bf16, keep_freed_memory
+from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
 from capsnet.interrupt import deferred_interrupt
 from capsnet.logs import Log
-from capsnet.models import CapsNet, ConvBaseline
+from capsnet.models import CapsNet
 from capsnet.recipes import Recipe
-from capsnet.runs import Run, environment, load_checkpoint, save_checkpoint, save_network
+from capsnet.runs import Run, load_checkpoint, save_checkpoint, save_network
 
 LOG_STEPS = 20
 

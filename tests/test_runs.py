@@ -14,7 +14,8 @@ import torch
 
 from capsnet.errors import InputError
 from capsnet.evaluate import evaluate
-from capsnet.runs import load_checkpoint, load_run, save_checkpoint, save_network, start_run, whole
+from capsnet.files import whole
+from capsnet.runs import load_checkpoint, load_run, save_checkpoint, save_network, start_run
 from tests.training import LEARNS, TINY, few_digits, train, weights
 
 

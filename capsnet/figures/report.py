@@ -8,15 +8,17 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
 from capsnet.evaluate import Evaluation
 from capsnet.figures.confusion import draw_confusion
 from capsnet.figures.curves import best_validation, draw_curves
 from capsnet.figures.drawings import draw_drawings
 from capsnet.figures.style import DPI
-from capsnet.models import CapsNet, ConvBaseline
+from capsnet.files import whole
+from capsnet.models import CapsNet
 from capsnet.recipes import RECIPES
-from capsnet.runs import Run, whole
+from capsnet.runs import Run
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

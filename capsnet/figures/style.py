@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capsnet.runs import whole
+from capsnet.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,34 @@
+"""What the command line shows: tables on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from capsnet.evaluate import Evaluation
+from capsnet.predict import Prediction
+
+
+def print_evaluation(result: Evaluation, classes: tuple[str, ...]) -> None:
+    """Print a table of classes and a line for all of them."""
+    table = Table("class", "n", "right", "accuracy", "taken for")
+    for k, (name, row) in enumerate(zip(classes, result.confusion, strict=True)):
+        wrong = sorted(((count, c) for c, count in enumerate(row) if count and c != k), reverse=True)
+        mistaken = ", ".join(f"{classes[c]} ({count})" for count, c in wrong[:3])
+        share = result.per_class[k]
+        table.add_row(name, f"{sum(row):,}", f"{row[k]:,}", "-" if share is None else f"{share:.2%}", mistaken)
+    Console().print(table)
+    drawing = ""
+    if result.reconstruction is not None:
+        drawing = f"; drawing of the {result.masked_by}'s capsule off by {result.reconstruction:.2f} (squared, summed)"
+    print(f"test accuracy {result.accuracy:.2%}: {result.errors} errors of n = {result.n:,}{drawing}")
+
+
+def print_predictions(predictions: list[Prediction], inverted: bool) -> None:
+    """Print a row an image, and which polarity was read."""
+    table = Table("image", "class", "length", "others", "drawing error")
+    for p in predictions:
+        others = sorted(((length, name) for name, length in p.lengths.items() if name != p.answer), reverse=True)
+        rest = ", ".join(f"{name} {length:.2f}" for length, name in others[:3])
+        error = "-" if p.drawing_error is None else f"{p.drawing_error:.2f}"
+        table.add_row(p.image, p.answer, f"{p.lengths[p.answer]:.2f}", rest, error)
+    Console().print(table)
+    print("read with light and dark swapped" if inverted else "read as they are (--invert swaps light and dark)")

@@ -1,0 +1,240 @@
+"""The command line, from training to figures; what a user can put right is one line and exit status 2."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from capsnet.cli import main, parse
+from capsnet.data import sources
+from capsnet.recipes import RECIPES
+from tests.training import few_digits
+
+COMMAND = [sys.executable, "-c", "from capsnet.cli import main; main()"]
+SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch 64")
+
+
+class Said(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def capsnet(*arguments):
+    """Run a command line in this process."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        patch.setattr(sys, "argv", ["capsnet", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+    return Said(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run that has ended, one that was begun, a folder of something else, and two pictures."""
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        said = capsnet("train", "digits", "--run", "ended", "--epochs", 1, *SMALL)
+    assert said.status == 0, said
+    (place / "ended.txt").write_text(said.out)
+    (place / "begun").mkdir()
+    (place / "begun" / "recipe.json").write_bytes((place / "ended" / "recipe.json").read_bytes())
+    (place / "thesis").mkdir()
+    (place / "thesis" / "chapter.txt").write_text("years of work")
+    for at in (0, 1):
+        Image.fromarray(few_digits().test.images[at, 0].numpy()).save(place / f"{at}.png")
+    return place
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    """That folder, to work in."""
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_training_tells_how_well_it_went_and_leaves_results_and_a_report(here):
+    out = (here / "ended.txt").read_text()
+    results = json.loads((here / "ended" / "results.json").read_text())
+    assert out.startswith("ended: recipe digits, 1,294 training images of (1, 8, 8)\n")
+    assert f"test accuracy {results['test']['accuracy']:.2%}: {results['test']['errors']} errors of n = 360" in out
+    assert out.endswith("report: ended/report.html\n")
+    assert (here / "ended" / "report.html").stat().st_size > 10_000
+    assert results["environment"]["command"] == shlex.join(
+        ["capsnet", "train", "digits", "--run", "ended", "--epochs", "1", *SMALL]
+    )
+
+
+def test_evaluating_finds_what_training_reported(here):
+    said = capsnet("evaluate", "ended")
+    results = json.loads((here / "ended" / "results.json").read_text())
+    assert said.status == 0
+    assert said.out.splitlines()[-1] in (here / "ended.txt").read_text().splitlines()
+    found = json.loads(capsnet("evaluate", "ended", "--json").out)
+    assert found.pop("data") == "digits"
+    del results["test"]["per_class"]
+    assert found == results["test"]
+
+
+def test_evaluating_says_whose_capsule_was_drawn(here):
+    for masked_by in ("prediction", "label"):
+        assert f"drawing of the {masked_by}'s capsule" in capsnet("evaluate", "ended", "--masked-by", masked_by).out
+        assert json.loads(capsnet("evaluate", "ended", "--json", "--masked-by", masked_by).out)["masked_by"] == masked_by
+
+
+def test_predicting_gives_a_row_an_image_and_says_how_it_was_read(here):
+    said = capsnet("predict", "ended", "0.png", "1.png")
+    assert said.status == 0
+    assert "0.png" in said.out
+    assert "1.png" in said.out
+    assert said.out.endswith("read as they are (--invert swaps light and dark)\n")
+    assert capsnet("predict", "ended", "0.png", "--invert").out.endswith("read with light and dark swapped\n")
+
+
+def test_predicting_as_json_gives_an_object_an_image(here):
+    first, second = json.loads(capsnet("predict", "ended", "0.png", "1.png", "--json").out)
+    assert first.keys() == {"image", "answer", "lengths", "drawing_error"}
+    assert (first["image"], second["image"]) == ("0.png", "1.png")
+    assert first["lengths"].keys() == set("0123456789")
+    assert first["answer"] == max(first["lengths"], key=first["lengths"].get)
+
+
+def test_figures_are_drawn_anew(here):
+    report = here / "ended" / "report.html"
+    report.unlink()
+    assert capsnet("figures", "ended") == (0, "report: ended/report.html\n", "")
+    assert report.is_file()
+
+
+def test_the_errors_alone_are_drawn_when_asked(here):
+    said = capsnet("figures", "ended", "--errors-only", "--count", 4)
+    assert said == (0, "ended/figures/errors.png\n", "")
+    with Image.open(here / "ended" / "figures" / "errors.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_a_run_goes_on_when_it_is_resumed_with_more_epochs(here):
+    assert capsnet("train", "digits", "--run", "longer", "--epochs", 1, *SMALL).status == 0
+    assert capsnet("train", "digits", "--run", "longer", "--epochs", 2, "--resume").status == 0
+    results = json.loads((here / "longer" / "results.json").read_text())
+    assert [record["epoch"] for record in results["validation"]] == [1, 2]
+    assert results["fields"]["conv_channels"] == 8
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "Expected one of {train, evaluate, predict, figures}"),
+        ("fly", "fly"),
+        ("train", "DATA"),
+        ("train digits --wings 2", "--wings"),
+        ("train digits --recipe papre", "no recipe 'papre': choose one of paper"),
+        ("train digits --recipe", "--recipe"),
+        ("train digits --run", "--run"),
+        ("train digits --epochs many", "--epochs"),
+        ("train digits --epochs 0", "--epochs must be at least 1, not 0"),
+        ("train digits --rate nan", "--rate must be above 0, not nan"),
+        ("train digits --reconstruction nan", "--reconstruction must be at least 0, not nan"),
+        ("train digits --seed 99999999999", "--seed must be at least 0 and below 2**32"),
+        ("train digits --network mlp", "--network"),
+        ("train digits --validation 5000", "choose --validation from 0 to 1436"),
+        ("train minst", "no data set 'minst'"),
+        ("train mnist --data-dir thesis", "say with --data-dir where they are"),
+        ("train digits --run ended", "ended exists: go on with it by --resume, replace it by --overwrite"),
+        ("train digits --run thesis", "thesis exists and is no run folder"),
+        ("train digits --run thesis --overwrite", "thesis exists and is no run folder"),
+        ("train digits --run 0.png/run", "0.png/run cannot be made: Not a directory"),
+        ("train digits --recipe fast --run new", "an image of 8x8 is too small for kernels of 9 and 9"),
+        ("train digits --resume --run nowhere", "nowhere is no run folder"),
+        ("train digits --resume", "runs/digits-digits is no run folder"),
+        ("train --epochs 3 digits --resume", "runs/digits-digits is no run folder"),
+        ("train digits --resume --run begun", "begun has no checkpoint to resume from"),
+        ("train digits --resume --run ended --rate 0.5", "ended was trained on digits otherwise (rate)"),
+        ("evaluate", "RUN"),
+        ("evaluate nowhere", "nowhere is no run folder"),
+        ("evaluate begun", "begun has no trained network yet"),
+        ("evaluate ended --data minst", "no data set 'minst'"),
+        ("evaluate ended --masked-by nobody", "--masked-by"),
+        ("predict ended", "name at least one image"),
+        ("predict ended missing.png", "missing.png cannot be read as an image"),
+        ("predict ended thesis/chapter.txt", "thesis/chapter.txt cannot be read as an image"),
+        ("predict nowhere 0.png", "nowhere is no run folder"),
+        ("figures nowhere", "nowhere is no run folder"),
+        ("figures begun", "begun has no trained network yet"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_with_exit_status_2(here, line, words, monkeypatch):
+    nobody = replace(sources.SOURCES["mnist"], mirrors=("http://127.0.0.1:9/",))
+    monkeypatch.setitem(sources.SOURCES, "mnist", nobody)
+    monkeypatch.setenv("no_proxy", "*")
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*") if "thesis/mnist" not in str(path)}
+    status, out, err = capsnet(*shlex.split(line))
+    assert (status, out) == (2, "")
+    assert re.fullmatch("capsnet: [^\n]+\n", err)
+    assert words in err
+    after = {path: path.stat().st_mtime_ns for path in here.rglob("*") if "thesis/mnist" not in str(path)}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("line", "recipe"),
+    [
+        ("mnist", "fast"),
+        ("digits", "digits"),
+        ("--epochs 3 digits", "digits"),
+        ("digits --recipe paper", "paper"),
+        ("--recipe=paper digits", "paper"),
+        ("mnist --run digits", "fast"),
+        ("mnist --data-dir digits", "fast"),
+    ],
+)
+def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
+    asked = parse(["train", *shlex.split(line)])
+    epochs = 3 if "--epochs" in line else RECIPES[recipe]().epochs
+    assert (asked.recipe, asked.settings) == (recipe, replace(RECIPES[recipe](), epochs=epochs))
+
+
+def test_every_recipe_is_named_in_the_help(here):
+    said = capsnet("train", "--help")
+    assert said.status == 0
+    assert all(name in said.out for name in RECIPES)
+
+
+def test_the_help_comes_without_loading_torch_or_numpy():
+    code = "import atexit, sys; atexit.register(lambda: print({'torch', 'numpy'} & set(sys.modules)))\n" + COMMAND[-1]
+    result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert all(verb in result.stdout for verb in ("train", "evaluate", "predict", "figures"))
+    assert result.stdout.endswith("set()\n")
+
+
+def test_a_process_stopped_by_ctrl_c_says_how_to_go_on_and_that_line_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "digits", "--run", "my run", "--data-dir", "my data", "--steps", "300", *SMALL]
+    with subprocess.Popen([*COMMAND, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log, patience = Path("my run", "log.jsonl"), time.monotonic() + 60
+        while not (log.is_file() and log.stat().st_size) and time.monotonic() < patience:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    way_on = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
+    step = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert step < 300
+    assert capsnet(*shlex.split(way_on)).status == 0
+    results = json.loads(Path("my run", "results.json").read_text())
+    assert results["validation"][-1]["step"] == 300
