@@ -1,7 +1,7 @@
 """Makes RESULTS.md and the README's table from results/*.json, each a results.json copied from a run folder.
 
-    python benchmarks/tables.py            writes both
-    python benchmarks/tables.py --check    exits with 1 where they are not what results/ says
+python benchmarks/tables.py            writes both
+python benchmarks/tables.py --check    exits with 1 where they are not what results/ says
 """
 
 import json

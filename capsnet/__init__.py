@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from capsnet.baselines import ConvBaseline
     from capsnet.data import load_data
     from capsnet.errors import InputError
-    from capsnet.evaluate import evaluate
+    from capsnet.evaluation import evaluate
     from capsnet.layers import PrimaryCaps, RoutedCaps
     from capsnet.losses import margin_loss, reconstruction_loss
     from capsnet.models import CapsNet, CapsNetOutput
     from capsnet.ops.reference import dynamic_routing, routing_trace, vote
     from capsnet.ops.routing import route
     from capsnet.ops.squash import squash
-    from capsnet.recipes import Recipe
+    from capsnet.recipe import Recipe
     from capsnet.runs import load_run
-    from capsnet.train import train
+    from capsnet.training import train
 
 _HOMES = {
     "capsnet.data": ("load_data",),
     "capsnet.errors": ("InputError",),
-    "capsnet.evaluate": ("evaluate",),
+    "capsnet.evaluation": ("evaluate",),
     "capsnet.layers": ("PrimaryCaps", "RoutedCaps"),
     "capsnet.losses": ("margin_loss", "reconstruction_loss"),
     "capsnet.baselines": ("ConvBaseline",),
@@ -33,9 +33,9 @@ _HOMES = {
     "capsnet.ops.reference": ("dynamic_routing", "routing_trace", "vote"),
     "capsnet.ops.routing": ("route",),
     "capsnet.ops.squash": ("squash",),
-    "capsnet.recipes": ("Recipe",),
+    "capsnet.recipe": ("Recipe",),
     "capsnet.runs": ("load_run",),
-    "capsnet.train": ("train",),
+    "capsnet.training": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

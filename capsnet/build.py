@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from capsnet.baselines import ConvBaseline
 from capsnet.losses import margin_loss, reconstruction_loss
 from capsnet.models import CapsNet
-from capsnet.recipes import Recipe
+from capsnet.recipe import Recipe
 
 
 def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:

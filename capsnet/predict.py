@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capsnet.data import image_tensor
-from capsnet.evaluate import answer
+from capsnet.evaluation import answer
 from capsnet.hardware import default_device
 from capsnet.losses import reconstruction_loss
 from capsnet.runs import Run

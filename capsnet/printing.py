@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from capsnet.evaluate import Evaluation
+from capsnet.evaluation import Evaluation
 from capsnet.predict import Prediction
 
 

@@ -24,10 +24,11 @@ from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network
 from capsnet.data import Data, load_data
 from capsnet.errors import InputError
-from capsnet.evaluate import Evaluation
+from capsnet.evaluation import Evaluation
 from capsnet.files import whole
 from capsnet.models import CapsNet
-from capsnet.recipes import RECIPES, Recipe
+from capsnet.recipe import Recipe
+from capsnet.recipes import RECIPES
 
 
 @dataclass(frozen=True)

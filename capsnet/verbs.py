@@ -1,4 +1,4 @@
-"""The verbs of the command line: each is a dataclass, its fields are the flags, and it imports what it needs."""
+"""The verbs of the command line: a dataclass each, whose fields are the flags; a call imports what it needs."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from capsnet.recipe import Recipe
 from capsnet.recipes import Fast
 
 if TYPE_CHECKING:
-    from capsnet.evaluate import Evaluation
+    from capsnet.evaluation import Evaluation
     from capsnet.runs import Run
 
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
@@ -42,10 +42,10 @@ class Train:
     def __call__(self) -> None:
         """Train, evaluate and report."""
         from capsnet.data import load_data
-        from capsnet.evaluate import evaluate
+        from capsnet.evaluation import evaluate
         from capsnet.printing import print_evaluation
         from capsnet.runs import load_run, start_run
-        from capsnet.train import train
+        from capsnet.training import train
 
         settings, folder = self.settings, self.run or run_folder(self.data, self.recipe)
         data = load_data(
@@ -89,7 +89,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Evaluate and print."""
-        from capsnet.evaluate import evaluate
+        from capsnet.evaluation import evaluate
         from capsnet.hardware import default_device
         from capsnet.printing import print_evaluation
         from capsnet.runs import load_run
@@ -150,7 +150,7 @@ class Figures:
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.evaluate import evaluate
+        from capsnet.evaluation import evaluate
         from capsnet.figures.drawings import draw_drawings
         from capsnet.hardware import default_device
         from capsnet.models import CapsNet

@@ -114,7 +114,7 @@ FAULTS = {
         "ops/test_squash.py::test_the_direction_is_kept",
     ),
     "9a a class is predicted by a softmax over the batch": Fault(
-        "evaluate.py",
+        "evaluation.py",
         "self.scores.argmax(dim=-1)",
         "self.scores.softmax(dim=0).argmax(dim=-1)",
         "test_honesty.py::test_a_class_is_predicted_for_each_image_on_its_own",
@@ -126,19 +126,19 @@ FAULTS = {
         "test_models.py::test_the_given_classes_are_drawn_or_else_the_longest_capsules",
     ),
     "10a test images are shifted": Fault(
-        "evaluate.py",
+        "evaluation.py",
         "batches(images, batch)",
         "batches(images, batch, shift=2, generator=torch.Generator())",
         "test_honesty.py::test_images_are_evaluated_as_they_are_and_in_order",
     ),
     "10b the true label is the mask at test": Fault(
-        "evaluate.py",
+        "evaluation.py",
         'labels if masked_by == "label" else None',
         "labels",
         "test_honesty.py::test_a_test_images_label_takes_no_part_in_its_drawing",
     ),
     "10c the best epoch is picked on the test images": Fault(
-        "train.py",
+        "training.py",
         "evaluate(self.kept, self.data.validation)",
         "evaluate(self.kept, self.data.test)",
         "test_honesty.py::test_training_never_looks_at_a_test_image",

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network, learning_rate, losses
-from capsnet.models import CapsNetOutput, ConvBaseline
-from capsnet.recipes import Recipe
+from capsnet.models import CapsNetOutput
+from capsnet.recipe import Recipe
 from tests.training import TINY, weights
 
 

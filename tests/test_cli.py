@@ -94,7 +94,9 @@ def test_evaluating_finds_what_training_reported(here):
 def test_evaluating_says_whose_capsule_was_drawn(here):
     for masked_by in ("prediction", "label"):
         assert f"drawing of the {masked_by}'s capsule" in capsnet("evaluate", "ended", "--masked-by", masked_by).out
-        assert json.loads(capsnet("evaluate", "ended", "--json", "--masked-by", masked_by).out)["masked_by"] == masked_by
+        assert (
+            json.loads(capsnet("evaluate", "ended", "--json", "--masked-by", masked_by).out)["masked_by"] == masked_by
+        )
 
 
 def test_predicting_gives_a_row_an_image_and_says_how_it_was_read(here):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from capsnet import hardware
-from capsnet.hardware import describe, fast_bf16
+from capsnet.hardware import environment, fast_bf16
 
 CPU = torch.device("cpu")
 
 
 def test_the_description_has_the_hardware_and_the_versions():
-    described = describe(CPU)
+    described = environment(CPU)
     assert described.keys() == {"device", "cores", "platform", "python", "torch", "capsnet"}
     assert all(described.values())
     assert described["torch"] == torch.__version__
@@ -44,7 +44,7 @@ def test_a_machine_that_does_not_describe_its_processor_is_described_all_the_sam
 
     monkeypatch.setattr(hardware.Path, "read_text", absent)
     monkeypatch.setattr(hardware, "_cpu", hardware._cpu.__wrapped__)
-    assert describe(CPU)["device"]
+    assert environment(CPU)["device"]
     assert not fast_bf16(CPU)
 
 

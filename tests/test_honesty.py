@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from capsnet.data.sets import Data, ImageSet
-from capsnet.evaluate import Answers, answers, evaluate
+from capsnet.evaluation import Answers, answers, evaluate
 from capsnet.models import CapsNet
 from capsnet.recipes import Digits
 from capsnet.runs import start_run
-from capsnet.train import train
+from capsnet.training import train
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch):
         judged.append(part)
         return evaluate(network, part, **options)
 
-    monkeypatch.setattr(import_module("capsnet.train"), "evaluate", watched)
+    monkeypatch.setattr(import_module("capsnet.training"), "evaluate", watched)
     validation = ImageSet(255 - images.images, images.labels)
     test = ImageSet(images.images.flip(-1), images.labels)
     data, recipe = Data("digits", ("a", "b", "c"), images, validation, test), Digits(conv_channels=4, epochs=2)

@@ -93,7 +93,9 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path):
 def test_without_a_terminal_the_progress_is_plain_lines(tmp_path, capfd):
     train(tmp_path / "run")
     out, err = capfd.readouterr()
-    assert re.search(r"^epoch 1 step 7/14 margin \S+ loss \S+ .*gradient_norm \S+ · [\d,]+ images/s · \d+ s left$", out, re.M)
+    assert re.search(
+        r"^epoch 1 step 7/14 margin \S+ loss \S+ .*gradient_norm \S+ · [\d,]+ images/s · \d+ s left$", out, re.M
+    )
     assert re.search(r"^epoch 2: validation accuracy \S+% \(\d+ errors of n = 60\), \d+ s of training$", out, re.M)
     assert "\x1b" not in out
     assert err == ""

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from capsnet.errors import InputError
-from capsnet.evaluate import answers
+from capsnet.evaluation import answers
 from capsnet.predict import predict
 from tests.training import TINY, few_digits, train
 

@@ -62,5 +62,7 @@ def test_the_pictures_of_the_readme_are_there():
 
 
 def test_the_tables_are_what_the_results_say():
-    made = subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stdout

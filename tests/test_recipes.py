@@ -13,7 +13,8 @@ from capsnet.build import build_network
 from capsnet.cli import parse
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
-from capsnet.recipes import RECIPES, Recipe, find_recipe
+from capsnet.recipe import Recipe
+from capsnet.recipes import RECIPES, find_recipe
 
 OPTIONS = {
     name: option.default

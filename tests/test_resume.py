@@ -7,9 +7,20 @@ import pytest
 import torch
 
 from capsnet.errors import InputError
-from capsnet.evaluate import Evaluation
+from capsnet.evaluation import Evaluation
 from capsnet.runs import load_checkpoint, load_run, start_run
-from tests.training import EPOCH, TINY, at_step, few_digits, last_weights, press_ctrl_c, resume, train, training, weights
+from tests.training import (
+    EPOCH,
+    TINY,
+    at_step,
+    few_digits,
+    last_weights,
+    press_ctrl_c,
+    resume,
+    train,
+    training,
+    weights,
+)
 
 ENDED = 2 * EPOCH
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from capsnet.errors import InputError
-from capsnet.evaluate import evaluate
+from capsnet.evaluation import evaluate
 from capsnet.files import whole
 from capsnet.runs import load_checkpoint, load_run, save_checkpoint, save_network, start_run
 from tests.training import LEARNS, TINY, few_digits, train, weights
@@ -170,7 +170,10 @@ def test_a_damaged_network_is_refused_in_one_line(copied, file, keep):
 
 
 def test_the_weights_of_another_network_are_refused_in_one_line(copied, tmp_path):
-    save_network(replace(copied, folder=tmp_path), train(tmp_path / "other", replace(LEARNS, steps=1, capsule_dim=4)).load_network())
+    save_network(
+        replace(copied, folder=tmp_path),
+        train(tmp_path / "other", replace(LEARNS, steps=1, capsule_dim=4)).load_network(),
+    )
     (tmp_path / "best" / "model.safetensors").replace(copied.best / "model.safetensors")
     with pytest.raises(InputError, match="does not hold the weights of its config.json: .*size mismatch") as refusal:
         copied.load_network()

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import capsnet.train as training
+import capsnet.training as training
+from capsnet.baselines import ConvBaseline
 from capsnet.data import Data, load_data
-from capsnet.models import CapsNet, ConvBaseline
-from capsnet.recipes import Digits, Recipe
+from capsnet.models import CapsNet
+from capsnet.recipe import Recipe
+from capsnet.recipes import Digits
 from capsnet.runs import Run, load_checkpoint, load_run, start_run
 
 TINY = Digits(

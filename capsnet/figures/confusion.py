@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from capsnet.errors import InputError
-from capsnet.evaluate import Evaluation
+from capsnet.evaluation import Evaluation
 from capsnet.figures.style import BLACK, GREY, LABEL, PALE, SMALL, TINY, TITLE, class_names, page, round_numbers
 
 if TYPE_CHECKING:

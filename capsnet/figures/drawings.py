@@ -14,7 +14,7 @@ from torch import Tensor
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluate import answers
+from capsnet.evaluation import answers
 from capsnet.figures.style import BLACK, GREY, PALE, SMALL, TITLE, VERMILLION, class_names, page, wrapped
 from capsnet.models import CapsNet
 

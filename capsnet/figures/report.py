@@ -10,7 +10,7 @@ from string import Template
 
 from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
-from capsnet.evaluate import Evaluation
+from capsnet.evaluation import Evaluation
 from capsnet.figures.confusion import draw_confusion
 from capsnet.figures.curves import best_validation, draw_curves
 from capsnet.figures.drawings import draw_drawings

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from capsnet.errors import InputError
-from capsnet.evaluate import Evaluation
+from capsnet.evaluation import Evaluation
 from capsnet.figures import confusion, draw_confusion
 
 from .conftest import CLASSES

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
 from capsnet.errors import InputError
-from capsnet.evaluate import Evaluation, evaluate
+from capsnet.evaluation import Evaluation, evaluate
 from capsnet.figures import report as report_module
 from capsnet.figures import write_report
-from capsnet.models import CapsNet, ConvBaseline
+from capsnet.models import CapsNet
 from capsnet.recipes import Fast
 
 from .conftest import TRAINING

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluate import Evaluation, evaluate
+from capsnet.evaluation import Evaluation, evaluate
 from capsnet.runs import load_checkpoint, load_run, start_run
 from tests.training import EPOCH, TINY, few_digits, last_weights, train, training, weights
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluate import answer, answers, evaluate
+from capsnet.evaluation import answer, answers, evaluate
 from capsnet.models import CapsNet, CapsNetOutput
 
 LABELS, ANSWERS = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0]

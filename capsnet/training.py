@@ -18,12 +18,12 @@ from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network, learning_rate, losses
 from capsnet.data import Data, batches
 from capsnet.errors import InputError
-from capsnet.evaluate import evaluate
+from capsnet.evaluation import evaluate
 from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
 from capsnet.interrupt import deferred_interrupt
 from capsnet.logs import Log
 from capsnet.models import CapsNet
-from capsnet.recipes import Recipe
+from capsnet.recipe import Recipe
 from capsnet.runs import Run, load_checkpoint, save_checkpoint, save_network
 
 LOG_STEPS = 20
