@@ -19,10 +19,11 @@ from PIL import Image
 from capsnet.cli import main, parse
 from capsnet.data import sources
 from capsnet.recipes import RECIPES
+from capsnet.runs import load_run
 from tests.training import few_digits
 
 COMMAND = [sys.executable, "-c", "from capsnet.cli import main; main()"]
-SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch 64")
+SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch 32")
 
 
 class Said(NamedTuple):
@@ -41,6 +42,11 @@ def capsnet(*arguments):
         except SystemExit as stop:
             status = stop.code
     return Said(status, out.getvalue(), err.getvalue())
+
+
+def files(folder):
+    """The files of a folder, and when each was last written to."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +99,9 @@ def test_evaluating_finds_what_training_reported(here):
 
 def test_evaluating_says_whose_capsule_was_drawn(here):
     for masked_by in ("prediction", "label"):
-        assert f"drawing of the {masked_by}'s capsule" in capsnet("evaluate", "ended", "--masked-by", masked_by).out
-        assert (
-            json.loads(capsnet("evaluate", "ended", "--json", "--masked-by", masked_by).out)["masked_by"] == masked_by
-        )
+        asked = ("evaluate", "ended", "--masked-by", masked_by)
+        assert f"drawing of the {masked_by}'s capsule" in capsnet(*asked).out
+        assert json.loads(capsnet(*asked, "--json").out)["masked_by"] == masked_by
 
 
 def test_predicting_gives_a_row_an_image_and_says_how_it_was_read(here):
@@ -130,12 +135,10 @@ def test_the_errors_alone_are_drawn_when_asked(here):
         assert picture.format == "PNG"
 
 
-def test_a_run_goes_on_when_it_is_resumed_with_more_epochs(here):
-    assert capsnet("train", "digits", "--run", "longer", "--epochs", 1, *SMALL).status == 0
-    assert capsnet("train", "digits", "--run", "longer", "--epochs", 2, "--resume").status == 0
-    results = json.loads((here / "longer" / "results.json").read_text())
-    assert [record["epoch"] for record in results["validation"]] == [1, 2]
-    assert results["fields"]["conv_channels"] == 8
+def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here):
+    asked = parse(shlex.split("train digits --run ended --resume --epochs 7"))
+    assert asked.settings == replace(load_run("ended").recipe, epochs=7)
+    assert asked.settings.conv_channels == 8
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_a_run_goes_on_when_it_is_resumed_with_more_epochs(here):
         ("train digits --network mlp", "--network"),
         ("train digits --validation 5000", "choose --validation from 0 to 1436"),
         ("train minst", "no data set 'minst'"),
-        ("train mnist --data-dir thesis", "say with --data-dir where they are"),
+        ("train mnist --data-dir data", "say with --data-dir where they are"),
         ("train digits --run ended", "ended exists: go on with it by --resume, replace it by --overwrite"),
         ("train digits --run thesis", "thesis exists and is no run folder"),
         ("train digits --run thesis --overwrite", "thesis exists and is no run folder"),
@@ -165,7 +168,6 @@ def test_a_run_goes_on_when_it_is_resumed_with_more_epochs(here):
         ("train digits --resume --run nowhere", "nowhere is no run folder"),
         ("train digits --resume", "runs/digits-digits is no run folder"),
         ("train --epochs 3 digits --resume", "runs/digits-digits is no run folder"),
-        ("train digits --resume --run begun", "begun has no checkpoint to resume from"),
         ("train digits --resume --run ended --rate 0.5", "ended was trained on digits otherwise (rate)"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "nowhere is no run folder"),
@@ -184,13 +186,12 @@ def test_a_mistake_is_answered_in_one_line_with_exit_status_2(here, line, words,
     nobody = replace(sources.SOURCES["mnist"], mirrors=("http://127.0.0.1:9/",))
     monkeypatch.setitem(sources.SOURCES, "mnist", nobody)
     monkeypatch.setenv("no_proxy", "*")
-    before = {path: path.stat().st_mtime_ns for path in here.rglob("*") if "thesis/mnist" not in str(path)}
+    before = files(here)
     status, out, err = capsnet(*shlex.split(line))
     assert (status, out) == (2, "")
     assert re.fullmatch("capsnet: [^\n]+\n", err)
     assert words in err
-    after = {path: path.stat().st_mtime_ns for path in here.rglob("*") if "thesis/mnist" not in str(path)}
-    assert after == before
+    assert files(here) == before
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_the_help_comes_without_loading_torch_or_numpy():
 
 def test_a_process_stopped_by_ctrl_c_says_how_to_go_on_and_that_line_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = ["train", "digits", "--run", "my run", "--data-dir", "my data", "--steps", "300", *SMALL]
+    line = shlex.split("train digits --run 'my run' --data-dir 'my data' --steps 300 --decoder none") + SMALL
     with subprocess.Popen([*COMMAND, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log, patience = Path("my run", "log.jsonl"), time.monotonic() + 60
         while not (log.is_file() and log.stat().st_size) and time.monotonic() < patience:

@@ -1,5 +1,6 @@
 """What the machine is, whether it is fast at bf16, and that it keeps its memory."""
 
+import re
 import subprocess
 import sys
 
@@ -12,11 +13,19 @@ from capsnet.hardware import environment, fast_bf16
 CPU = torch.device("cpu")
 
 
-def test_the_description_has_the_hardware_and_the_versions():
-    described = environment(CPU)
-    assert described.keys() == {"device", "cores", "platform", "python", "torch", "capsnet"}
-    assert all(described.values())
-    assert described["torch"] == torch.__version__
+def test_a_measurement_stands_on_hardware_versions_commit_and_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/capsnet", "train", "digits"])
+    found = environment(CPU)
+    assert found.keys() == {"device", "cores", "platform", "python", "torch", "capsnet", "commit", "command"}
+    assert all(value for name, value in found.items() if name != "commit")
+    assert found["torch"] == torch.__version__
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}", found["commit"])
+    assert found["command"] == "capsnet train digits"
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setattr(hardware, "which", lambda program: None)
+    assert environment(CPU)["commit"] is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from capsnet import training
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
 from capsnet.runs import load_checkpoint, load_run, start_run
@@ -18,7 +19,6 @@ from tests.training import (
     press_ctrl_c,
     resume,
     train,
-    training,
     weights,
 )
 
@@ -57,20 +57,16 @@ def assert_same(run, other):
 
 @pytest.mark.parametrize("step", [3, EPOCH, ENDED])
 def test_a_run_interrupted_in_or_after_an_epoch_and_resumed_ends_as_one_never_stopped(
-    tmp_path, settings, never_stopped, monkeypatch, step
+    tmp_path, settings, never_stopped, step
 ):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        at_step(patch, step, press_ctrl_c)
+    with at_step(step, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", settings)
     assert load_checkpoint(load_run(tmp_path / "run"))["step"] == step
     assert_same(resume(tmp_path / "run"), never_stopped)
 
 
-def test_a_run_killed_in_an_epoch_goes_on_from_the_end_of_the_one_before(
-    tmp_path, settings, never_stopped, monkeypatch
-):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        at_step(patch, EPOCH + 4, kill)
+def test_a_run_killed_in_an_epoch_goes_on_from_the_end_of_the_one_before(tmp_path, settings, never_stopped):
+    with at_step(EPOCH + 4, kill), pytest.raises(Killed):
         train(tmp_path / "run", settings)
     assert load_checkpoint(load_run(tmp_path / "run"))["step"] == EPOCH
     assert_same(resume(tmp_path / "run"), never_stopped)
@@ -81,10 +77,11 @@ def test_a_run_interrupted_in_its_validation_is_stopped_after_it(tmp_path, never
 
     def interrupted(*arguments):
         press_ctrl_c()
+        monkeypatch.undo()
         return evaluate(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "evaluate", interrupted)
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", settings)
     assert load_checkpoint(load_run(tmp_path / "run"))["step"] == EPOCH
     assert_same(resume(tmp_path / "run"), never_stopped)
@@ -108,9 +105,8 @@ def test_a_run_that_has_ended_has_nothing_left_to_train(tmp_path):
     assert torch.equal(weights(resume(run.folder)), before)
 
 
-def test_the_time_of_training_goes_on_where_it_stood(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        at_step(patch, 3, press_ctrl_c)
+def test_the_time_of_training_goes_on_where_it_stood(tmp_path):
+    with at_step(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
     stood = load_checkpoint(load_run(tmp_path / "run"))["seconds"]
     assert all(record["seconds"] > stood for record in resume(tmp_path / "run").records("validation"))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from capsnet import training
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.runs import load_checkpoint, load_run, start_run
-from tests.training import EPOCH, TINY, few_digits, last_weights, train, training, weights
+from tests.training import EPOCH, TINY, few_digits, last_weights, train, weights
 
 
 @pytest.fixture
@@ -77,18 +78,31 @@ def test_no_test_image_is_read_in_training_and_no_test_label_matters(tmp_path, d
     assert torch.equal(weights(train(tmp_path / "closed", data=replace(data, test=closed))), honest)
 
 
-def test_each_image_is_seen_once_an_epoch_the_partial_last_batch_with_them(tmp_path, data, monkeypatch):
+@pytest.fixture
+def seen(monkeypatch):
+    """The batches of images that were trained on."""
     seen, losses = [], training.losses
 
-    def watched(network, images, labels, recipe):
+    def watched(network, images, *others):
         seen.append(images)
-        return losses(network, images, labels, recipe)
+        return losses(network, images, *others)
 
     monkeypatch.setattr(training, "losses", watched)
+    return seen
+
+
+def test_each_image_is_seen_once_an_epoch_the_partial_last_batch_with_them(tmp_path, data, seen):
     train(tmp_path / "run", replace(TINY, epochs=1, shift=0))
     assert [len(images) for images in seen] == [32] * 6 + [8]
     expected = data.train.images.flatten(1).float() / 255
     assert torch.equal(torch.cat(seen).flatten(1).unique(dim=0), expected.unique(dim=0))
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path, seen):
+    train(tmp_path / "run", replace(TINY, shift=0))
+    first, second = torch.cat(seen[:EPOCH]), torch.cat(seen[EPOCH:])
+    assert not torch.equal(first, second)
+    assert torch.equal(first.unique(dim=0), second.unique(dim=0))
 
 
 @pytest.mark.parametrize("steps", [3, EPOCH, 2 * EPOCH + 3])
@@ -169,9 +183,9 @@ def test_by_default_the_precision_is_what_the_hardware_is_fast_at(tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 def test_a_compiled_network_has_the_same_losses(tmp_path):
+    small = replace(TINY, steps=3, iterations=2, gradient="last", decoder="none")  # what is compiled in the least time
     plain, compiled = (
-        train(tmp_path / str(compile), replace(TINY, steps=3, decoder="none", compile=compile)).records("train")
-        for compile in (False, True)
+        train(tmp_path / str(how), replace(small, compile=how)).records("train") for how in (False, True)
     )
     assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-4)
 

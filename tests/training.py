@@ -1,16 +1,18 @@
 """A network and a data set so small that a run of 14 steps takes a fraction of a second, and a hand in its steps."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-import capsnet.training as training
+from capsnet import training
 from capsnet.baselines import ConvBaseline
 from capsnet.data import Data, load_data
 from capsnet.models import CapsNet
@@ -55,8 +57,9 @@ def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
     return run
 
 
-def at_step(monkeypatch: Any, step: int, act: Callable[[], Any]) -> None:
-    """Have `act` called as the given step, counted from 1, begins."""
+@contextmanager
+def at_step(step: int, act: Callable[[], Any]) -> Iterator[None]:
+    """Have `act` called as the given step of a training, counted from 1, begins."""
     learning_rate = training.learning_rate
 
     def acting(recipe: Recipe, done: int, *lengths: int) -> float:
@@ -64,7 +67,9 @@ def at_step(monkeypatch: Any, step: int, act: Callable[[], Any]) -> None:
             act()
         return learning_rate(recipe, done, *lengths)
 
-    monkeypatch.setattr(training, "learning_rate", acting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "learning_rate", acting)
+        yield
 
 
 def press_ctrl_c() -> None:
