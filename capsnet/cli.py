@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import re
@@ -82,6 +83,11 @@ def main() -> None:
         parse(sys.argv[1:])()
     except InputError as error:
         print(f"capsnet: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("capsnet: no space left on the disk: free some and go on with --resume", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -23,9 +23,14 @@ def whole(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         _remove(part)
         raise InputError(f"cannot write {path}, which is left as it was: {error}") from error
-    if path.is_dir():
-        shutil.rmtree(path)  # a folder, unlike a file, cannot be replaced in one step
-    part.replace(path)
+    if path.is_dir():  # which, unlike a file, cannot be replaced in one step
+        old = path.with_name(path.name + ".old")
+        _remove(old)
+        path.replace(old)
+        part.replace(path)
+        shutil.rmtree(old)
+    else:
+        part.replace(path)
 
 
 def _remove(path: Path) -> None:

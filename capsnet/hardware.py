@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -50,7 +51,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "capsnet": version("capsnet"),
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 
@@ -58,8 +59,11 @@ def _commit() -> str | None:
     """The commit of the checkout that this package lies in, if any."""
     if which("git") is None:
         return None
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
+    git = ["git", "-C", str(Path(__file__).parent)]
+    ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=False)
+    if ours.returncode:  # installed inside somebody else's checkout
+        return None
+    return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @cache

@@ -39,7 +39,8 @@ class Fast(Recipe):
     """
 
     gradient: Literal["all", "last"] = "last"
-    epochs: int = 4
+    shift: int = 1
+    steps: int | None = 2000
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
     rate: float = 2e-3
 

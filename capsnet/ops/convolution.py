@@ -35,10 +35,11 @@ def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, s
     points, taps, outputs = _sizes(images, weight, stride)
     size = [stride * n for n in points]
     images = F.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))  # a negative pad trims
-    weight = F.pad(weight, (0, stride * taps[1] - weight.shape[3], 0, stride * taps[0] - weight.shape[2]))
     images = rearrange(images, "b c h w -> b h w c")  # a view, where the memory is channels-last
     x = rearrange(images, "b (h s) (w t) c -> (h w) (b s t c)", s=stride, t=stride)
-    w = rearrange(weight, "k c (y s) (x t) -> (y x) (s t c k)", s=stride, t=stride)
+    w = rearrange(weight, "k c y x -> y x c k")
+    w = F.pad(w, (0, 0, 0, 0, 0, stride * taps[1] - w.shape[1], 0, stride * taps[0] - w.shape[0]))
+    w = rearrange(w, "(y s) (x t) c k -> (y x) (s t c k)", s=stride, t=stride)
     forward, kernel, inverse = (m.to(images) for m in _transforms(points, taps))
     x = rearrange(forward @ x, "m (b c) -> m b c", c=channels)  # [m, b, phases · c]
     w = rearrange(kernel @ w, "m (c k) -> m c k", k=k)  # [m, phases · c, k]
