@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from capsnet.ops.routing import route
     from capsnet.ops.squash import squash
     from capsnet.recipe import Recipe
-    from capsnet.runs import load_run
+    from capsnet.runs import load_run, start_run
     from capsnet.training import train
 
 _HOMES = {
@@ -34,7 +34,7 @@ _HOMES = {
     "capsnet.ops.routing": ("route",),
     "capsnet.ops.squash": ("squash",),
     "capsnet.recipe": ("Recipe",),
-    "capsnet.runs": ("load_run",),
+    "capsnet.runs": ("load_run", "start_run"),
     "capsnet.training": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -56,6 +56,7 @@ __all__ = [
     "route",
     "routing_trace",
     "squash",
+    "start_run",
     "train",
     "vote",
 ]

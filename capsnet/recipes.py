@@ -133,6 +133,11 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
+def name_of(recipe: Recipe) -> str:
+    """The name of a recipe's kind; a plain Recipe has the paper's settings and name."""
+    return next((name for name, kind in RECIPES.items() if type(recipe) is kind), "paper")
+
+
 def find_recipe(name: str) -> type[Recipe]:
     """The recipe of a name.
 

@@ -28,7 +28,7 @@ from capsnet.evaluation import Evaluation
 from capsnet.files import whole
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
-from capsnet.recipes import RECIPES
+from capsnet.recipes import RECIPES, name_of
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,14 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    recipe_name: str
     data: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
+
+    @property
+    def recipe_name(self) -> str:
+        """The name of the recipe that the run's own started from."""
+        return name_of(self.recipe)
 
     @property
     def checkpoint(self) -> Path:
@@ -136,12 +140,13 @@ class Run:
         return path
 
 
-def start_run(folder: Path, recipe: Recipe, recipe_name: str, data: Data, *, overwrite: bool = False) -> Run:
+def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
     Raises InputError where the recipe's network cannot be built for these data, and where the folder cannot be made or
     exists, unless it is a run and `overwrite` says that it may go.
     """
+    folder = Path(folder)
     with torch.device("meta"):
         build_network(recipe, data.image_shape, len(data.classes))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -154,7 +159,7 @@ def start_run(folder: Path, recipe: Recipe, recipe_name: str, data: Data, *, ove
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder with --run") from error
-    run = Run(folder, recipe, recipe_name, data.name, data.classes, data.image_shape)
+    run = Run(folder, recipe, data.name, data.classes, data.image_shape)
     run.write_json("recipe.json", run.about())
     return run
 
@@ -169,7 +174,7 @@ def load_run(folder: str | Path) -> Run:
         about = json.loads((folder / "recipe.json").read_text())
         recipe = RECIPES[about["recipe"]](**about["fields"])
         classes, image_shape = tuple(about["classes"]), tuple(about["image_shape"])
-        return Run(folder, recipe, about["recipe"], about["data"], classes, image_shape)
+        return Run(folder, recipe, about["data"], classes, image_shape)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -29,8 +29,8 @@ from capsnet.runs import Run, load_checkpoint, save_checkpoint, save_network
 LOG_STEPS = 20
 
 
-def train(recipe: Recipe, data: Data, run: Run, *, resume: bool = False) -> CapsNet | ConvBaseline:
-    """Train a network by a recipe into a run folder, from the start or from the run's checkpoint; return the best one.
+def train(run: Run, data: Data, *, resume: bool = False) -> CapsNet | ConvBaseline:
+    """Train the network of a run by its recipe, from the start or from its checkpoint, and return the best one.
 
     The checkpoint is written after each epoch, and at a first Ctrl-C, whose KeyboardInterrupt comes once the step under
     way is done. A resumed run sees the same batches as one that was never stopped. Without validation images the
@@ -40,10 +40,10 @@ def train(recipe: Recipe, data: Data, run: Run, *, resume: bool = False) -> Caps
     """
     keep_freed_memory()
     device = default_device()
-    precision = _precision(recipe, device)
+    precision = _precision(run.recipe, device)
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
     data = replace(data, train=data.train.to(device), validation=data.validation.to(device))
-    training = _Training(recipe, data, run, fabric)
+    training = _Training(run, data, fabric)
     if resume:
         training.restore()
     run.write_json("environment.json", environment(device) | {"precision": precision})
@@ -56,8 +56,9 @@ def train(recipe: Recipe, data: Data, run: Run, *, resume: bool = False) -> Caps
 class _Training:
     """A run under way: the network, its optimiser and how far they have come."""
 
-    def __init__(self, recipe: Recipe, data: Data, run: Run, fabric: Fabric) -> None:
-        self.recipe, self.data, self.run, self.fabric = recipe, data, run, fabric
+    def __init__(self, run: Run, data: Data, fabric: Fabric) -> None:
+        recipe = run.recipe
+        self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network) if _compiles(recipe, fabric) else self.network
@@ -88,7 +89,6 @@ class _Training:
         order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
         last = min(self.steps, (epoch + 1) * self.epoch_steps)
         shuffled = batches(self.data.train, self.recipe.batch, shift=self.recipe.shift, generator=order)
-        self.network.train()
         for images, labels in islice(shuffled, done, last - epoch * self.epoch_steps):
             self.take_step(images, labels)
             if self.step % LOG_STEPS == 0:

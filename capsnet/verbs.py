@@ -58,10 +58,10 @@ class Train:
         if self.resume:
             run = load_run(folder).extended(self.data, settings)
         else:
-            run = start_run(folder, settings, self.recipe, data, overwrite=self.overwrite)
+            run = start_run(folder, settings, data, overwrite=self.overwrite)
         print(f"{folder}: recipe {self.recipe}, {len(data.train):,} training images of {data.image_shape}", flush=True)
         try:
-            network = train(settings, data, run, resume=self.resume)
+            network = train(run, data, resume=self.resume)
         except KeyboardInterrupt:
             again = ["capsnet", "train", self.data, "--run", str(folder), "--resume"]
             again += ["--data-dir", str(self.data_dir)] if self.data_dir else []

@@ -58,6 +58,6 @@ def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch):
     validation = ImageSet(255 - images.images, images.labels)
     test = ImageSet(images.images.flip(-1), images.labels)
     data, recipe = Data("digits", ("a", "b", "c"), images, validation, test), Digits(conv_channels=4, epochs=2)
-    train(recipe, data, start_run(tmp_path / "run", recipe, "digits", data))
+    train(start_run(tmp_path / "run", recipe, data), data)
     assert len(judged) == 2
     assert all(torch.equal(part.images, validation.images) for part in judged)

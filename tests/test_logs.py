@@ -106,7 +106,7 @@ def test_plain_lines_are_no_more_than_one_in_ten_seconds(tmp_path, capfd, every_
 
 
 def test_on_a_terminal_the_progress_is_a_bar(tmp_path, monkeypatch):
-    run = start_run(tmp_path / "run", TINY, "digits", few_digits())
+    run = start_run(tmp_path / "run", TINY, few_digits())
     keyboard, terminal = pty.openpty()
     measured = dict.fromkeys(TRAINED, 0.5)
     monkeypatch.setenv("TERM", "xterm")

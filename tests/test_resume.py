@@ -114,14 +114,14 @@ def test_the_time_of_training_goes_on_where_it_stood(tmp_path):
 
 @pytest.mark.parametrize(("field", "value"), [("rate", 0.1), ("batch", 16), ("seed", 1), ("conv_channels", 4)])
 def test_another_recipe_is_refused_and_the_field_named(tmp_path, field, value):
-    run = start_run(tmp_path / "run", TINY, "digits", few_digits())
+    run = start_run(tmp_path / "run", TINY, few_digits())
     with pytest.raises(InputError, match=rf"was trained on digits otherwise \({field}\): only --epochs"):
         run.extended("digits", replace(TINY, **{field: value}))
     assert load_run(run.folder) == run
 
 
 def test_other_data_is_refused_and_named(tmp_path):
-    run = start_run(tmp_path / "run", TINY, "digits", few_digits())
+    run = start_run(tmp_path / "run", TINY, few_digits())
     with pytest.raises(InputError, match=r"was trained on digits otherwise \(data mnist\)"):
         run.extended("mnist", TINY)
 
@@ -129,7 +129,7 @@ def test_other_data_is_refused_and_named(tmp_path):
 @pytest.mark.parametrize("change", [{"conv_channels": 4}, {"network": "small-cnn"}, {"averaging": 0.9}])
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, change):
     other = train(tmp_path / "other", replace(TINY, steps=1))
-    run = start_run(tmp_path / "run", replace(TINY, **change), "digits", few_digits())
+    run = start_run(tmp_path / "run", replace(TINY, **change), few_digits())
     other.checkpoint.rename(run.checkpoint)
     with pytest.raises(InputError, match=r"last\.ckpt is of another network: ") as refusal:
         resume(run.folder)
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, change
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
-    start_run(tmp_path / "run", TINY, "digits", few_digits())
+    start_run(tmp_path / "run", TINY, few_digits())
     with pytest.raises(InputError, match="run has no checkpoint to resume from: start it anew with --overwrite"):
         resume(tmp_path / "run")
 

@@ -30,7 +30,7 @@ def copied(finished, tmp_path):
 
 
 def start(folder, **how):
-    return start_run(folder, TINY, "digits", few_digits(), **how)
+    return start_run(folder, TINY, few_digits(), **how)
 
 
 def contents(folder):

@@ -145,10 +145,10 @@ def test_after_an_evaluation_the_baseline_drops_out_again(tmp_path, monkeypatch)
 @pytest.mark.parametrize("step", [5, EPOCH + 2, 2 * EPOCH])
 def test_a_loss_that_is_not_finite_is_named_by_its_step_and_spoils_nothing(tmp_path, monkeypatch, step):
     monkeypatch.setattr(training, "LOG_STEPS", 3)
-    run = start_run(tmp_path / "run", TINY, "digits", few_digits())
+    run = start_run(tmp_path / "run", TINY, few_digits())
     monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == step - 2 else 1e-3)
     with pytest.raises(InputError, match=rf"the loss at step {step} is not finite: .*; try a lower --rate") as refusal:
-        training.train(TINY, few_digits(), run)
+        training.train(run, few_digits())
     assert "\n" not in str(refusal.value)
     if step > EPOCH:
         assert load_checkpoint(run)["step"] == EPOCH
@@ -157,10 +157,10 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_spoils_nothing(tmp_p
 
 
 def test_weights_that_the_last_step_spoiled_are_named_and_not_kept(tmp_path, monkeypatch, without_validation):
-    run = start_run(tmp_path / "run", TINY, "digits", without_validation)
+    run = start_run(tmp_path / "run", TINY, without_validation)
     monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == 2 * EPOCH - 1 else 1e-3)
     with pytest.raises(InputError, match="the weights after step 14 are not finite"):
-        training.train(TINY, without_validation, run)
+        training.train(run, without_validation)
     assert weights(run).isfinite().all()
     assert last_weights(run).isfinite().all()
 
@@ -191,7 +191,7 @@ def test_a_compiled_network_has_the_same_losses(tmp_path):
 
 
 def test_the_trained_network_is_returned_in_evaluation_mode(tmp_path, data):
-    run = start_run(tmp_path / "run", TINY, "digits", data)
-    network = training.train(TINY, data, run)
+    run = start_run(tmp_path / "run", TINY, data)
+    network = training.train(run, data)
     assert not network.training
     assert torch.equal(weights(network), weights(load_run(run.folder)))

@@ -44,8 +44,8 @@ def few_digits() -> Data:
 def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None) -> Run:
     """Train a network of `recipe` into a new run folder."""
     data = data or few_digits()
-    run = start_run(folder, recipe, "digits", data)
-    training.train(recipe, data, run)
+    run = start_run(folder, recipe, data)
+    training.train(run, data)
     return run
 
 
@@ -53,7 +53,7 @@ def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
     """Go on with a run to its end, or for as many epochs or steps as `longer` says."""
     run = load_run(folder)
     run = run.extended(run.data, replace(run.recipe, **longer))
-    training.train(run.recipe, data or few_digits(), run, resume=True)
+    training.train(run, data or few_digits(), resume=True)
     return run
 
 

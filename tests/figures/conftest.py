@@ -56,7 +56,7 @@ def make_run(tmp_path):
     """A run folder with a log of these records."""
 
     def make_run(records=(*TRAINING, *VALIDATION), recipe=None, classes=CLASSES, data="noise"):
-        run = Run(tmp_path, recipe or Paper(), "paper", data, classes, (1, 8, 8))
+        run = Run(tmp_path, recipe or Paper(), data, classes, (1, 8, 8))
         run.log.write_text("".join(json.dumps(record) + "\n" for record in records))
         return run
 
