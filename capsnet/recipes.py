@@ -33,9 +33,11 @@ class Official(Recipe):
 
 @dataclass(frozen=True)
 class Fast(Recipe):
-    """The paper's network in the least time that reaches 99.4 % on MNIST; chosen on validation images only.
+    """The paper's network in little time: a one-cycle rate, shifts of one pixel, gradients through the last iteration.
 
     capsnet train mnist --recipe fast
+    17.6 minutes on 2 cores of a 2.5 GHz Intel Xeon with AVX-512, float32: 99.43 % on the test images (n = 1 run),
+    99.28 % on the 5,000 validation images, on which alone the settings were chosen.
     """
 
     gradient: Literal["all", "last"] = "last"
