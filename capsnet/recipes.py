@@ -58,11 +58,13 @@ class Digits(Recipe):
     conv_kernel: int = 3
     primary_types: int = 8
     primary_kernel: int = 3
-    shift: int = 1
+    primary_stride: int = 1
+    reconstruction: float = 0.005
+    shift: int = 0
     epochs: int = 40
     batch: int = 32
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
-    rate: float = 2e-3
+    rate: float = 4e-3
 
 
 @dataclass(frozen=True)
