@@ -52,6 +52,8 @@ class Digits(Recipe):
     """A small network for scikit-learn's 8x8 digits, which need no download.
 
     capsnet train digits --recipe digits
+    0.9 minutes on 2 cores of a 2.5 GHz Intel Xeon: 99.44 % on the 360 test images (n = 1 run), the settings chosen on
+    validation images.
     """
 
     conv_channels: int = 64

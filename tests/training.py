@@ -23,6 +23,10 @@ from capsnet.runs import Run, load_checkpoint, load_run, start_run
 TINY = Digits(
     conv_channels=8,
     primary_types=2,
+    primary_stride=2,
+    reconstruction=0.0005,
+    shift=1,
+    rate=2e-3,
     epochs=2,
     batch=32,
     schedule="exponential",

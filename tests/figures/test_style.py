@@ -50,7 +50,9 @@ def test_a_page_that_fails_halfway_leaves_the_old_one(tmp_path):
 
 def test_a_page_that_cannot_be_written_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", full_disk)
-    with pytest.raises(InputError, match=r"cannot write .*page.png: .*No space left on device"):
+    with pytest.raises(
+        InputError, match=r"cannot write .*page.png, which is left as it was: .*No space left on device"
+    ):
         draw(tmp_path / "page.png")
     assert not list(tmp_path.iterdir())
 
