@@ -186,8 +186,9 @@ def save_checkpoint(run: Run, state: dict[str, Any]) -> None:
     with whole(run.checkpoint) as part:
         try:
             torch.save(state, part)
-        except RuntimeError as error:  # how torch says that the disk is full
-            raise OSError(str(error)) from error
+        except RuntimeError as error:  # how torch says, without these words, that the disk is full
+            left = shutil.disk_usage(run.folder).free >> 20
+            raise OSError(f"the disk is full or the file too large ({left} MiB left)") from error
 
 
 def load_checkpoint(run: Run) -> dict[str, Any]:
