@@ -24,33 +24,35 @@ images, confusions, hardware, versions, commit.
 """
 
 
-def load() -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The runs by data set and recipe."""
+def load() -> list[list[dict[str, Any]]]:
+    """The runs, those together that differ in their seeds alone."""
     runs = defaultdict(list)
     for path in sorted((ROOT / "results").glob("*.json")):
         run = json.loads(path.read_text())
-        runs[run["data"], run["recipe"]].append(run)
-    return dict(runs)
+        what = {"data": run["data"]} | {name: value for name, value in run["fields"].items() if name != "seed"}
+        where = {name: run["environment"][name] for name in ("device", "cores", "torch", "precision", "commit")}
+        runs[json.dumps([what, where])].append(run)
+    return list(runs.values())
 
 
-def table(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
-    """A row for each data set and recipe: mean ± spread (n), time, hardware, commit and command."""
+def table(groups: list[list[dict[str, Any]]]) -> str:
+    """A row for each group: mean ± spread (n), time, hardware, commit and command."""
     rows = [
         "| data | recipe | parameters | test error, % | the paper's | training, min | hardware | commit | command |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (data, recipe), group in runs.items():
+    for group in groups:
         errors = [100 * run["test"]["errors"] / run["test"]["n"] for run in group]
         spread = f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""
         minutes = mean(run["training_seconds"] for run in group) / 60
         first = group[0]
         where = first["environment"]
         cells = [
-            data,
-            recipe,
+            first["data"],
+            first["recipe"],
             f"{first['parameters']:,}",
             f"**{mean(errors):.2f}**{spread} (n = {len(errors)})",
-            PAPER.get(data, "—"),
+            PAPER.get(first["data"], "—") if first["fields"]["network"] == "capsnet" else "—",
             f"{minutes:.1f}",
             f"{where['device']}, {where['cores']} cores, torch {where['torch']}, {where['precision']}",
             (where["commit"] or "—")[:7],

@@ -72,7 +72,9 @@ def one_line(box: str) -> str:
     """What tyro prints in a box with a title, as one line without the title."""
     lines = [re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+", " ", line) for line in box.splitlines()[1:]]
     words = " ".join(" ".join(lines).split())
-    return re.sub(r"^Error parsing __\S+: ", "", words)  # a dataclass's own words need no such preface
+    words = re.sub(r"^Error parsing __\S+: ", "", words)  # a dataclass's own words need no such preface
+    words = re.sub(r" ?(\(required\) )?(Argument helptext: .*)?For full helptext, (run|see):? .*$", "", words)
+    return words.replace("invalid literal for int() with base 10:", "not a whole number:")
 
 
 def main() -> None:

@@ -100,13 +100,18 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
             _initialise_as_the_authors(self)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] in [0, 1] → capsules [b, j, e], one a class."""
+        """See one capsule a class; InputError for images of another shape than the network's.
+
+        images [b, c, h, w] in [0, 1] → capsules [b, j, e]
+        """
+        if images.shape[1:] != self.image_shape:
+            raise InputError(f"this network sees images [b, c, h, w] of {self.image_shape}, not {list(images.shape)}")
         x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
         children = self.primary_caps(x)  # [b, 1152, 8]
         return self.digit_caps(children)  # [b, 10, 16]
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
-        """Draw what one capsule of each image stands for, all others set to zero.
+        """Draw what one capsule of each image stands for, all others set to zero; InputError without a decoder.
 
         capsules [b, j, e], classes [b] → drawing [b, c, h, w] in [0, 1]
         """

@@ -1,7 +1,7 @@
 """Every choice that a training run makes: one frozen dataclass."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from capsnet.errors import InputError
 
@@ -64,7 +64,7 @@ class Recipe:
     epochs: int = 50
     """Times through the training images."""
     steps: int | None = None
-    """Batches to train on, whatever the epochs say."""
+    """Batches to train on at most, where the epochs are not over before."""
     batch: int = 128
     """Images in a step."""
     rate: float = 1e-3
@@ -89,6 +89,10 @@ class Recipe:
     """Use torch.compile; by default where it pays."""
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value, known = getattr(self, name), get_args(kind)
+            if get_origin(kind) is Literal and value not in known:
+                raise InputError(f"--{name.replace('_', '-')} is one of {', '.join(known)}, not {value!r}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not value >= least:  # as NaN is not

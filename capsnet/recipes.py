@@ -28,6 +28,7 @@ class Official(Recipe):
     bias: bool = True
     initialisation: Literal["torch", "official"] = "official"
     reconstruction: float = 0.01
+    epochs: int = 1000
     steps: int | None = 300_000
 
 
@@ -42,6 +43,7 @@ class Fast(Recipe):
 
     gradient: Literal["all", "last"] = "last"
     shift: int = 1
+    epochs: int = 5
     steps: int | None = 2000
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
     rate: float = 2e-3

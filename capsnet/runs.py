@@ -77,9 +77,10 @@ class Run:
             raise InputError(f"{self.best} does not hold the weights of its config.json: {reason}") from error
 
     def load_data(self, name: str | None = None, data_dir: str | Path | None = None) -> Data:
-        """Load the run's data set as it was split for training, or another one with the same classes.
+        """Load the run's data set as it was split for training, or another one with as many classes.
 
-        Raises InputError where the data cannot be had, or its classes or images are not such as the network knows.
+        Raises InputError where the data cannot be had, or the number of its classes or the shape of its images is not
+        the network's.
         """
         recipe = self.recipe
         if name in (None, self.data):
@@ -102,7 +103,9 @@ class Run:
         changed = [f.name for f in fields(same) if getattr(same, f.name) != getattr(self.recipe, f.name)]
         if data != self.data or changed:
             what = ", ".join(changed) or f"data {data}"
-            raise InputError(f"{self.folder} was trained on {self.data} otherwise ({what}): only --epochs may change")
+            raise InputError(
+                f"{self.folder} was trained on {self.data} otherwise ({what}): only --epochs and --steps may change"
+            )
         run = replace(self, recipe=recipe)
         run.write_json("recipe.json", run.about())
         return run

@@ -36,7 +36,8 @@ def train(run: Run, data: Data, *, resume: bool = False) -> CapsNet | ConvBaseli
     way is done. A resumed run sees the same batches as one that was never stopped. Without validation images the
     network after the last epoch is the best.
 
-    Raises InputError for a loss that is not finite, with the last good checkpoint left in place.
+    Raises InputError for a loss that is not finite, with the last good checkpoint left in place; for a checkpoint that
+    is missing, damaged or of another network; and where the folder cannot be written to.
     """
     keep_freed_memory()
     device = default_device()
@@ -68,7 +69,8 @@ class _Training:
             ema = get_ema_multi_avg_fn(recipe.averaging)
             self.stateful["average"] = AveragedModel(self.network, multi_avg_fn=ema)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
-        self.steps = recipe.steps or recipe.epochs * self.epoch_steps
+        whole = recipe.epochs * self.epoch_steps
+        self.steps = whole if recipe.steps is None else min(whole, recipe.steps)
         self.step, self.least_errors, self.begun = 0, math.inf, time.monotonic()
         self.measured: list[dict[str, Tensor]] = []  # since the last line of the log
         self.measured_since = self.begun

@@ -47,6 +47,8 @@ class Train:
         from capsnet.runs import load_run, start_run
         from capsnet.training import train
 
+        if self.resume and self.overwrite:
+            raise InputError("--resume goes on with a run and --overwrite replaces it: give one of them")
         settings, folder = self.settings, self.run or run_folder(self.data, self.recipe)
         data = load_data(
             self.data,
@@ -56,10 +58,12 @@ class Train:
             image_size=settings.image_size,
         )
         if self.resume:
-            run = load_run(folder).extended(self.data, settings)
+            run = load_run(folder).extended(data.name, settings)
         else:
             run = start_run(folder, settings, data, overwrite=self.overwrite)
-        print(f"{folder}: recipe {self.recipe}, {len(data.train):,} training images of {data.image_shape}", flush=True)
+        print(
+            f"{folder}: recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}", flush=True
+        )
         try:
             network = train(run, data, resume=self.resume)
         except KeyboardInterrupt:
@@ -137,7 +141,7 @@ class Predict:
 
 @dataclass(frozen=True)
 class Figures:
-    """Draw a run's pictures and its report anew."""
+    """Judge a run's network anew and draw its pictures and its report."""
 
     run: RunFolder
     """A run folder."""
@@ -172,7 +176,7 @@ VERBS: dict[str, Any] = {"train": Train, "evaluate": Evaluate, "predict": Predic
 
 def run_folder(data: str, recipe: str) -> Path:
     """Where a run goes that is given no folder: runs/mnist-fast."""
-    return Path("runs") / f"{Path(data).stem}-{recipe}"
+    return Path("runs") / f"{Path(data).expanduser().resolve().name.removesuffix('.npz')}-{recipe}"
 
 
 def report(run: "Run", network: Any, data: Any, result: "Evaluation") -> None:

@@ -67,7 +67,7 @@ FAULTS = {
     ),
     "5a the gradient at a zero vector is not a number": Fault(
         "ops/squash.py",
-        "torch.linalg.vector_norm(s, dim=-1, keepdim=True)",
+        "torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=exact)",
         "s.square().sum(dim=-1, keepdim=True).sqrt()",
         "ops/test_squash.py::test_at_a_zero_vector_the_result_and_the_gradient_are_exactly_zero",
     ),
@@ -109,7 +109,7 @@ FAULTS = {
     ),
     "8b the squash takes each number for a vector": Fault(
         "ops/squash.py",
-        "torch.linalg.vector_norm(s, dim=-1, keepdim=True)",
+        "torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=exact)",
         "s.abs()",
         "ops/test_squash.py::test_the_direction_is_kept",
     ),
@@ -145,8 +145,8 @@ FAULTS = {
     ),
     "10d the true label is the mask in a figure": Fault(
         "figures/drawings.py",
-        'masked_by="prediction"',
-        'masked_by="label"',
+        "answers(network, images)",
+        'answers(network, images, masked_by="label")',
         "figures/test_drawings.py::test_the_drawing_is_masked_by_the_prediction_and_never_by_the_label",
     ),
     "12 images are normalised to mean 0, the drawings are not": Fault(

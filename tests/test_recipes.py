@@ -53,6 +53,7 @@ PROMISED = {
         "bias": True,
         "initialisation": "official",
         "reconstruction": 20 * 0.0005,
+        "epochs": 1000,
         "steps": 300_000,
     },
     "chainer": {

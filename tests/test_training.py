@@ -105,10 +105,10 @@ def test_every_epoch_has_an_order_of_its_own(tmp_path, seen):
     assert torch.equal(first.unique(dim=0), second.unique(dim=0))
 
 
-@pytest.mark.parametrize("steps", [3, EPOCH, 2 * EPOCH + 3])
-def test_steps_end_the_training_before_or_after_the_epochs_do(tmp_path, steps):
-    run = train(tmp_path / "run", replace(TINY, epochs=1, steps=steps))
-    assert load_checkpoint(run)["step"] == steps == run.records("validation")[-1]["step"]
+@pytest.mark.parametrize(("steps", "taken"), [(3, 3), (EPOCH, EPOCH), (EPOCH + 3, EPOCH + 3), (9 * EPOCH, 2 * EPOCH)])
+def test_a_training_ends_with_its_steps_or_its_epochs_whichever_comes_first(tmp_path, steps, taken):
+    run = train(tmp_path / "run", replace(TINY, epochs=2, steps=steps))
+    assert load_checkpoint(run)["step"] == taken == run.records("validation")[-1]["step"]
 
 
 def test_the_average_of_the_weights_is_kept_where_it_is_asked_for(tmp_path, without_validation):

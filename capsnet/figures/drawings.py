@@ -81,8 +81,7 @@ def _check(network: CapsNet, images: ImageSet, count: int, columns: int) -> None
 
 def _pairs(network: CapsNet, images: ImageSet, errors_only: bool) -> Generator[Pair]:
     """Go through a set in order, on the network's device."""
-    device = next(network.parameters()).device
-    for pixels, labels, given in answers(network, images.to(device), masked_by="prediction"):
+    for pixels, labels, given in answers(network, images):
         lengths, predictions = given.scores.float().cpu().max(dim=-1)  # over classes j
         drawings = given.drawings.float().cpu()  # type: ignore[union-attr]
         told = zip(pixels.cpu(), drawings, labels.tolist(), predictions.tolist(), lengths.tolist(), strict=True)

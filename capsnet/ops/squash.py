@@ -12,5 +12,6 @@ def squash(s: Tensor) -> Tensor:
 
     s [..., e] → v [..., e]
     """
-    length = torch.linalg.vector_norm(s, dim=-1, keepdim=True).to(s.dtype)  # over the capsule's own axis e
-    return s * (length / (1 + length.square()))
+    exact = torch.promote_types(s.dtype, torch.float32)  # in which the square of a long float16 vector has room
+    length = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=exact)  # over the capsule's own axis e
+    return (s * (length / (1 + length.square()))).to(s.dtype)

@@ -52,3 +52,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences():
     s = vectors(3, 4).requires_grad_()
     assert torch.autograd.gradcheck(squash, s)
     assert torch.autograd.gradgradcheck(squash, s)
+
+
+def test_a_long_vector_in_float16_comes_close_to_length_1():
+    assert squash(torch.tensor([300.0, 400.0], dtype=torch.float16)).tolist() == pytest.approx([0.6, 0.8], rel=1e-3)
