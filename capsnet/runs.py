@@ -61,6 +61,11 @@ class Run:
         """One JSON object a line: see `capsnet.logs`."""
         return self.folder / "log.jsonl"
 
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run up to the last line of its log; 0 without one."""
+        return max((record["seconds"] for kind in ("train", "validation") for record in self.records(kind)), default=0)
+
     def load_network(self) -> CapsNet | ConvBaseline:
         """Load the best network, on the CPU and in evaluation mode.
 
@@ -118,12 +123,11 @@ class Run:
     def write_results(self, network: CapsNet | ConvBaseline, data: Data, result: Evaluation) -> Path:
         """Write results.json: the evaluation on the test images, and everything that it stands on."""
         measured = {"accuracy": result.accuracy, "per_class": result.per_class} | asdict(result)
-        seconds = [record["seconds"] for kind in ("train", "validation") for record in self.records(kind)]
         about = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "training_images": len(data.train),
             "validation_images": len(data.validation),
-            "training_seconds": max(seconds, default=None),
+            "training_seconds": self.seconds,
             "validation": self.records("validation"),
             "environment": json.loads((self.folder / "environment.json").read_text()),
         }

@@ -92,8 +92,7 @@ def _headline(evaluation: Evaluation, data: Data) -> str:
 
 def _network(run: Run, network: CapsNet | ConvBaseline, evaluation: Evaluation) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    seconds = max((record["seconds"] for kind in ("train", "validation") for record in run.records(kind)), default=0)
-    words = f"A {type(network).__name__} with {parameters:,} parameters, trained for {_duration(seconds)}."
+    words = f"A {type(network).__name__} with {parameters:,} parameters, trained for {_duration(run.seconds)}."
     if evaluation.reconstruction is None:
         return words
     capsule = {"prediction": "predicted class", "label": "true class"}[evaluation.masked_by]
