@@ -1,5 +1,6 @@
 """The layers of a capsule network: they own the parameters, and the mathematics is in `ops`."""
 
+from collections.abc import Iterator
 from math import ceil
 
 import torch
@@ -7,7 +8,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from capsnet.ops.convolution import strided_conv2d
-from capsnet.ops.reference import Gradient
+from capsnet.ops.reference import Gradient, routing_trace, vote
 from capsnet.ops.routing import route
 from capsnet.ops.squash import squash
 
@@ -61,14 +62,22 @@ class RoutedCaps(nn.Module):
         self.iterations, self.gradient, self.places, self.leaky = iterations, gradient, places, leaky
         nn.init.normal_(self.weight, std=0.1)
 
+    def matrices(self) -> Tensor:
+        """One matrix for each child and parent, [i, j, d, e], also where places share them."""
+        if self.places == 1:
+            return self.weight
+        return repeat(self.weight, "types j d e -> (types places) j d e", places=self.places)
+
+    def trace(self, children: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Watch the routing: children [b, i, d] → couplings [b, i, j], parents [b, j, e] of each iteration in turn."""
+        votes = vote(children, self.matrices())  # [b, i, j, e]
+        return routing_trace(votes, self.iterations, prior=self.prior, bias=self.bias, leaky=self.leaky)
+
     def forward(self, children: Tensor) -> Tensor:
         """Children [b, i, d] → parents [b, j, e]."""
-        weight = self.weight
-        if self.places > 1:
-            weight = repeat(weight, "types j d e -> (types places) j d e", places=self.places)
         return route(
             children,
-            weight,
+            self.matrices(),
             self.iterations,
             prior=self.prior,
             bias=self.bias,

@@ -79,6 +79,7 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
         image_shape = (channels, down, across)
         height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:])
         self.image_shape, self.classes, self.slope = image_shape, classes, slope
+        self.grid = (height, width)  # of the primary capsules of one type
         self.conv1 = nn.Conv2d(image_shape[0], conv_channels, conv_kernel)
         self.primary_caps = PrimaryCaps(
             conv_channels, primary_types, primary_dim, primary_kernel, primary_stride, primary_scale
@@ -104,11 +105,18 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
 
         images [b, c, h, w] in [0, 1] → capsules [b, j, e]
         """
+        children = self.primary_capsules(images)  # [b, 1152, 8]
+        return self.digit_caps(children)  # [b, 10, 16]
+
+    def primary_capsules(self, images: Tensor) -> Tensor:
+        """See the capsules that `digit_caps` routes: by type, then row, then column of `grid`.
+
+        images [b, c, h, w] in [0, 1] → children [b, i, d]
+        """
         if images.shape[1:] != self.image_shape:
             raise InputError(f"this network sees images [b, c, h, w] of {self.image_shape}, not {list(images.shape)}")
         x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
-        children = self.primary_caps(x)  # [b, 1152, 8]
-        return self.digit_caps(children)  # [b, 10, 16]
+        return self.primary_caps(x)  # [b, 1152, 8]
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
         """Draw what one capsule of each image stands for, all others set to zero; InputError without a decoder.

@@ -11,7 +11,10 @@ FLOORS = {
     1: ("losses", "data", "files", "hardware", "interrupt"),
     2: ("layers",),
     3: ("models", "baselines"),
-    4: ("recipe", "recipes", "build", "training", "logs", "runs", "evaluation", "predict", "export", "figures"),
+    4: (
+        *("recipe", "recipes", "build", "training", "logs", "runs", "evaluation", "predict", "export", "figures"),
+        *("robustness", "weights"),
+    ),
     5: ("experiments", "explorer"),
     6: ("cli", "verbs", "printing"),
     7: ("__init__", "__main__"),  # the outside: what is public, and `python -m capsnet`

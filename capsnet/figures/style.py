@@ -6,12 +6,13 @@ in a notebook that draws too. It is imported when the first page is made.
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capsnet.files import whole
 
@@ -43,6 +44,14 @@ def page(path: Path, width: float, height: float, *, layout: str | None = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         figure.savefig(part, format="png", bbox_inches="tight", pad_inches=MARGIN, metadata={"Software": None})
+
+
+def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
+    """Write what a picture shows beside it, as JSON under the same name, whole or not at all."""
+    path = path.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
+        part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def wrapped(text: str, width: float, size: float) -> str:
