@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
-from capsnet.losses import reconstruction_loss
 from capsnet.models import CapsNet
 
 MaskedBy = Literal["prediction", "label"]
@@ -41,18 +41,43 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A network's answers for n images."""
+class Scored:
+    """What a network thinks of n images."""
 
     scores: Tensor
     """[n, j]: capsule lengths, or a baseline's class probabilities."""
-    drawings: Tensor | None
-    """[n, c, h, w] in [0, 1]."""
 
     @property
     def predictions(self) -> Tensor:
         """The class with the highest score, int64 [n]."""
         return self.scores.argmax(dim=-1)  # over classes j
+
+
+@dataclass(frozen=True)
+class Answers(Scored):
+    """A network's answers for n images."""
+
+    drawings: Tensor | None
+    """[n, c, h, w] in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Judgement(Scored):
+    """A network's answers for n labelled images, and how far off its drawings are."""
+
+    labels: Tensor
+    """[n]."""
+    drawing_errors: Tensor | None
+    """[n]: squared error of each drawing, summed over pixels; None without drawings."""
+    masked_by: MaskedBy
+
+    def evaluation(self) -> Evaluation:
+        """Count what was right."""
+        n, classes = self.scores.shape
+        confusion = torch.bincount(self.labels * classes + self.predictions, minlength=classes**2)
+        errors = int((self.predictions != self.labels).sum())
+        drawn = None if self.drawing_errors is None else float(self.drawing_errors.double().mean())  # over images
+        return Evaluation(n, errors, confusion.view(classes, classes).tolist(), drawn, self.masked_by)
 
 
 def answer(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | None = None) -> Answers:
@@ -81,21 +106,25 @@ def answers(
         network.train(training)
 
 
-def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
-    """Judge a network on a set of images.
+def judge(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Judgement:
+    """Keep a network's answer for each image of a set.
 
     Raises InputError for a set without images.
     """
     if not len(images):
         raise InputError("there are no images to evaluate on")
-    classes = network.classes
-    errors, squares = 0, 0.0
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    for pixels, labels, given in answers(network, images, masked_by=masked_by):
-        errors += int((given.predictions != labels).sum())
-        pairs = labels * classes + given.predictions
-        confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
+    scores, errors = [], []
+    for pixels, _, given in answers(network, images, masked_by=masked_by):
+        scores.append(given.scores.float().cpu())
         if given.drawings is not None:
-            squares += len(labels) * float(reconstruction_loss(given.drawings, pixels))
-    drawn = given.drawings is not None
-    return Evaluation(len(images), errors, confusion.tolist(), squares / len(images) if drawn else None, masked_by)
+            squares = (given.drawings.float() - pixels).square()
+            errors.append(reduce(squares, "b c h w -> b", "sum").cpu())
+    return Judgement(torch.cat(scores), images.labels.cpu(), torch.cat(errors) if errors else None, masked_by)
+
+
+def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
+    """Judge a network on a set of images.
+
+    Raises InputError for a set without images.
+    """
+    return judge(network, images, masked_by=masked_by).evaluation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,19 @@ import numpy as np
 
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.figures.style import BLACK, GREY, LABEL, PALE, SMALL, TINY, TITLE, class_names, page, round_numbers
+from capsnet.figures.style import (
+    BLACK,
+    GREY,
+    LABEL,
+    PALE,
+    SMALL,
+    TINY,
+    TITLE,
+    class_names,
+    keep_numbers,
+    page,
+    round_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +57,7 @@ def draw_confusion(evaluation: Evaluation, classes: tuple[str, ...], path: Path)
         axes.annotate(
             "True and predicted classes", (0, 1), (0, 22), fontsize=TITLE, weight="bold", color=BLACK, **place
         )
+    keep_numbers(path, {"classes": classes, "per_class": evaluation.per_class} | asdict(evaluation))
     return path
 
 

@@ -17,6 +17,7 @@ from capsnet.figures.style import (
     TITLE,
     VERMILLION,
     fitting,
+    keep_numbers,
     page,
     round_numbers,
 )
@@ -67,6 +68,8 @@ def draw_curves(run: Run, path: Path) -> Path:
         every[-1].set_xlabel("training steps" if first_epoch else "epochs", fontsize=LABEL)
         every[-1].set_xlim(left=0)
         figure.align_ylabels(every)
+    shown = [{"panel": label} | curve._asdict() for label, _, curves in panels for curve in curves]
+    keep_numbers(path, {"kept": best_validation(run), "curves": shown})
     return path
 
 
