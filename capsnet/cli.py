@@ -19,7 +19,8 @@ from tyro.conf import subcommand
 from capsnet.errors import InputError
 from capsnet.recipe import Recipe
 from capsnet.recipes import find_recipe
-from capsnet.verbs import VERBS, Train, run_folder
+from capsnet.verbs import VERBS
+from capsnet.verbs.run import Train, run_folder
 
 ABOUT = "Capsule networks: train, evaluate, predict, look."
 

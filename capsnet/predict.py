@@ -8,6 +8,7 @@ from capsnet.data import image_tensor
 from capsnet.evaluation import answer
 from capsnet.hardware import default_device
 from capsnet.losses import reconstruction_loss
+from capsnet.robustness.detector import load_detector
 from capsnet.runs import Run
 
 
@@ -21,6 +22,10 @@ class Prediction:
     """Length of each class's capsule, in [0, 1); a baseline's class probabilities."""
     drawing_error: float | None
     """Squared error of the answer's drawing, summed over pixels; None for a network that does not draw."""
+    threshold: float | None
+    """The drawing error above which the run's detector flags an image; None for a run without detector."""
+    suspicious: bool | None
+    """Whether the image is flagged: attacked, or of none of the classes. None where there is nothing to tell it by."""
 
 
 def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> list[Prediction]:
@@ -28,7 +33,7 @@ def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> 
 
     `invert` swaps light and dark first. Raises InputError for a file that is missing or no image.
     """
-    network = run.load_network().to(default_device())
+    network, detector = run.load_network().to(default_device()), load_detector(run)
     predictions = []
     for image in images:
         pixels = (
@@ -37,5 +42,8 @@ def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> 
         given = answer(network, pixels)
         lengths = dict(zip(run.classes, given.scores[0].tolist(), strict=True))
         error = None if given.drawings is None else float(reconstruction_loss(given.drawings, pixels))
-        predictions.append(Prediction(str(image), run.classes[int(given.predictions[0])], lengths, error))
+        threshold = None if detector is None else detector.threshold
+        suspicious = None if error is None or threshold is None else error > threshold
+        named = run.classes[int(given.predictions[0])]
+        predictions.append(Prediction(str(image), named, lengths, error, threshold, suspicious))
     return predictions

@@ -23,12 +23,24 @@ def print_evaluation(result: Evaluation, classes: tuple[str, ...]) -> None:
 
 
 def print_predictions(predictions: list[Prediction], inverted: bool) -> None:
-    """Print a row an image, and which polarity was read."""
-    table = Table("image", "class", "length", "others", "drawing error")
+    """Print a row an image, above which error a drawing is suspicious or how to find out, and which polarity was read.
+
+    Networks that do not draw have no line on suspicion.
+    """
+    table = Table("image", "class", "length", "others", "drawing error", "suspicious")
     for p in predictions:
         others = sorted(((length, name) for name, length in p.lengths.items() if name != p.answer), reverse=True)
         rest = ", ".join(f"{name} {length:.2f}" for length, name in others[:3])
         error = "-" if p.drawing_error is None else f"{p.drawing_error:.2f}"
-        table.add_row(p.image, p.answer, f"{p.lengths[p.answer]:.2f}", rest, error)
+        flag = {None: "-", False: "no", True: "drawn badly"}[p.suspicious]
+        table.add_row(p.image, p.answer, f"{p.lengths[p.answer]:.2f}", rest, error, flag)
     Console().print(table)
+    first = predictions[0]
+    if first.suspicious is not None:
+        print(
+            f"drawn badly: an error above {first.threshold:.2f}, as few validation images have; "
+            "perhaps not of this data, or attacked"
+        )
+    elif first.drawing_error is not None:
+        print("no detector for these weights tells badly drawn images: `capsnet detection RUN` makes one")
     print("read with light and dark swapped" if inverted else "read as they are (--invert swaps light and dark)")

@@ -5,6 +5,7 @@ environment.json  hardware, versions and the commit
 log.jsonl         every measurement, a line each; beside it TensorBoard's event files
 last.ckpt         the state of training, to resume from
 best/             the network with the fewest validation errors: config.json and model.safetensors
+detector.json     above which error that network's drawing is suspicious
 results.json      what it did on the test images
 report.html       the numbers, the recipe and the pictures, in one file
 """

@@ -149,6 +149,24 @@ FAULTS = {
         'answers(network, images, masked_by="label")',
         "figures/test_drawings.py::test_the_drawing_is_masked_by_the_prediction_and_never_by_the_label",
     ),
+    "11a a tweak sets a dimension instead of adding to it": Fault(
+        "figures/dimensions.py",
+        "tweak[:, label, dimension] += offsets",
+        "tweak[:, label, dimension] = offsets",
+        "figures/test_dimensions.py::test_a_tweak_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
+    ),
+    "11b a tweak adds to all capsules": Fault(
+        "figures/dimensions.py",
+        "tweak[:, label, dimension] += offsets",
+        "tweak[:, :, dimension] += offsets[:, None]",
+        "figures/test_dimensions.py::test_a_tweak_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
+    ),
+    "11c a tweak adds to all dimensions": Fault(
+        "figures/dimensions.py",
+        "tweak[:, label, dimension] += offsets",
+        "tweak[:, label] += offsets[:, None]",
+        "figures/test_dimensions.py::test_a_tweak_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
+    ),
     "12 images are normalised to mean 0, the drawings are not": Fault(
         "data/batches.py",
         "pixels.float() / 255",

@@ -60,6 +60,9 @@ def place(tmp_path_factory):
     (place / "ended.txt").write_text(said.out)
     (place / "begun").mkdir()
     (place / "begun" / "recipe.json").write_bytes((place / "ended" / "recipe.json").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert capsnet("train", "digits", "--run", "blind", "--steps", 1, "--decoder", "none", *SMALL).status == 0
     (place / "thesis").mkdir()
     (place / "thesis" / "chapter.txt").write_text("years of work")
     for at in (0, 1):
@@ -115,7 +118,8 @@ def test_predicting_gives_a_row_an_image_and_says_how_it_was_read(here):
 
 def test_predicting_as_json_gives_an_object_an_image(here):
     first, second = json.loads(capsnet("predict", "ended", "0.png", "1.png", "--json").out)
-    assert first.keys() == {"image", "answer", "lengths", "drawing_error"}
+    assert first.keys() == {"image", "answer", "lengths", "drawing_error", "threshold", "suspicious"}
+    assert first["suspicious"] == (first["drawing_error"] > first["threshold"])
     assert (first["image"], second["image"]) == ("0.png", "1.png")
     assert first["lengths"].keys() == set("0123456789")
     assert first["answer"] == max(first["lengths"], key=first["lengths"].get)
@@ -129,10 +133,33 @@ def test_figures_are_drawn_anew(here):
 
 
 def test_the_errors_alone_are_drawn_when_asked(here):
-    said = capsnet("figures", "ended", "--errors-only", "--count", 4)
+    said = capsnet("drawings", "ended", "--errors-only", "--count", 4)
     assert said == (0, "ended/figures/errors.png\n", "")
     with Image.open(here / "ended" / "figures" / "errors.png") as picture:
         assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("line", "pictures"),
+    [
+        ("masks ended --per-class 1", ["masks.png"]),
+        ("tweaks ended --class 3 --range 0.3 --step 0.075 --dimensions 0 5", ["tweaks-3.png", "tweaks-3.gif"]),
+        ("couplings ended --image 2", ["couplings.png"]),
+        ("targeted ended", ["targeted.png"]),
+        ("detection ended --count 5 --other digits", ["detection.png"]),
+        ("affine ended --beside ended --count 9", ["affine.png"]),
+        ("attacks ended --images 3 --epsilons 0.1 0.3", ["attacks.png"]),
+    ],
+)
+def test_a_verb_draws_its_picture_and_keeps_its_numbers_beside_it(here, line, pictures):
+    paths = [here / "ended" / "figures" / picture for picture in pictures]
+    for path in (*paths, paths[0].with_suffix(".json")):
+        path.unlink(missing_ok=True)
+    assert capsnet(*shlex.split(line)) == (0, "".join(f"ended/figures/{picture}\n" for picture in pictures), "")
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.format == path.suffix[1:].upper()
+    assert json.loads(paths[0].with_suffix(".json").read_text())
 
 
 def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here):
@@ -144,7 +171,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", "Expected one of {train, evaluate, predict, figures}"),
+        ("", "Expected one of {train, evaluate, predict, figures, drawings, masks, tweaks, couplings, "),
         ("fly", "fly"),
         ("train", "DATA"),
         ("train digits --wings 2", "--wings"),
@@ -179,6 +206,26 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("predict ended thesis/chapter.txt", "thesis/chapter.txt cannot be read as an image"),
         ("predict nowhere 0.png", "nowhere is no run folder"),
         ("figures nowhere", "nowhere is no run folder"),
+        ("figures ended --only mask", "no picture 'mask': choose from drawings, errors, masks"),
+        ("figures blind --only masks", "masks cannot be drawn: the network has no decoder"),
+        ("drawings blind", "this network has no decoder, so it cannot draw: train one with --decoder dense"),
+        ("masks blind", "this network has no decoder"),
+        ("tweaks blind", "this network has no decoder"),
+        ("detection blind", "this network does not draw"),
+        ("drawings ended --count 0", "at least one image"),
+        ("masks ended --per-class 0", "a mask matrix has 1 to 20 images of a class, not 0"),
+        ("tweaks ended --class eleven", "no class 'eleven' in digits: its classes are 0, 1"),
+        ("tweaks ended --dimensions 16", "there is no dimension 16: this network's capsules have 0 to 15"),
+        ("tweaks ended --step 0.1", "steps of 0.1 do not lead from 0 to 0.25"),
+        ("tweaks ended --image 360", "there is no image 360: the set has images 0 to 359"),
+        ("couplings ended --image 360", "360"),
+        ("detection ended --other mnist", "mnist"),
+        ("affine ended --beside nowhere", "nowhere is no run folder"),
+        ("affine ended --count 0", "0"),
+        ("attacks ended --epsilons 1.5", "1.5"),
+        ("attacks ended --images 0", "an attack takes at least one image, not 0"),
+        ("import-weights missing.pt new", "missing.pt"),
+        ("import-weights 0.png new", "0.png"),
         ("figures begun", "begun has no trained network yet"),
     ],
 )

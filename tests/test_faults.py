@@ -6,6 +6,7 @@ This file does not import the package, so that a process that has imported this 
 import io
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -55,6 +56,10 @@ def in_a_fresh_process(*args):
 def package(tmp_path):
     """A copy of the package to make a fault in."""
     return shutil.copytree(TESTS.parent / "capsnet", tmp_path / "capsnet", ignore=shutil.ignore_patterns("*.pyc"))
+
+
+def test_all_thirteen_faults_are_made():
+    assert {int(re.match(r"\d+", name)[0]) for name in FAULTS} == set(range(1, 14))
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -1,5 +1,7 @@
 """What a network sees in image files is what it saw in the same images of a data set."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,9 @@ from PIL import Image
 from capsnet.errors import InputError
 from capsnet.evaluation import answers
 from capsnet.predict import predict
+from capsnet.printing import print_predictions
+from capsnet.robustness.detector import Detector, fit_detector, load_detector, save_detector
+from capsnet.runs import load_run
 from tests.training import TINY, few_digits, train
 
 
@@ -19,6 +24,21 @@ def pictures(tmp_path):
     for path, image in zip(paths, few_digits().test.images, strict=False):
         Image.fromarray(image.squeeze(0).numpy()).save(path)
     return paths
+
+
+@pytest.fixture
+def guarded(trained, tmp_path):
+    """The trained run with a detector that was set on its validation images."""
+    run = load_run(shutil.copytree(trained.folder, tmp_path / "guarded"))
+    save_detector(run, fit_detector(run.load_network(), few_digits().validation))
+    return run
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """A picture that is no digit."""
+    Image.fromarray(torch.randint(256, (8, 8), dtype=torch.uint8).numpy()).save(tmp_path / "noise.png")
+    return tmp_path / "noise.png"
 
 
 def test_a_test_digit_in_a_file_gets_the_answer_it_gets_in_the_data_set(trained, pictures):
@@ -54,7 +74,7 @@ def test_a_baseline_gives_probabilities_and_no_drawing_error(tmp_path, pictures)
     run = train(tmp_path / "run", replace(TINY, network="small-cnn", steps=1))
     [prediction] = predict(run, pictures[:1])
     assert sum(prediction.lengths.values()) == pytest.approx(1)
-    assert prediction.drawing_error is None
+    assert (prediction.drawing_error, prediction.threshold, prediction.suspicious) == (None, None, None)
 
 
 def test_a_missing_or_unreadable_image_is_named(trained, pictures, tmp_path):
@@ -63,3 +83,63 @@ def test_a_missing_or_unreadable_image_is_named(trained, pictures, tmp_path):
     for path in (tmp_path / "missing.png", broken):
         with pytest.raises(InputError, match=f"{path.name} cannot be read as an image"):
             predict(trained, [pictures[0], path])
+
+
+def test_an_image_is_suspicious_whose_drawing_error_is_above_the_threshold(guarded, pictures, noise):
+    threshold = fit_detector(guarded.load_network(), few_digits().validation).threshold
+    predictions = predict(guarded, [*pictures, noise])
+    assert [p.suspicious for p in predictions] == [p.drawing_error > threshold for p in predictions]
+    assert {p.threshold for p in predictions} == {threshold}
+    assert predictions[-1].suspicious
+    assert not predictions[0].suspicious
+
+
+def test_an_error_of_just_the_threshold_is_not_suspicious(guarded, pictures):
+    [prediction] = predict(guarded, pictures[:1])
+    save_detector(guarded, Detector(prediction.drawing_error, 95.0, 60))
+    assert predict(guarded, pictures[:1])[0].suspicious is False
+
+
+def test_without_a_detector_nothing_is_told(trained, pictures):
+    [prediction] = predict(trained, pictures[:1])
+    assert (prediction.threshold, prediction.suspicious) == (None, None)
+
+
+def test_a_detector_is_read_as_it_was_written(guarded):
+    assert load_detector(guarded) == fit_detector(guarded.load_network(), few_digits().validation)
+
+
+def test_a_detector_of_other_weights_is_not_used(guarded, tmp_path, pictures):
+    other = train(tmp_path / "other", replace(TINY, steps=1))
+    shutil.copy(other.best / "model.safetensors", guarded.best / "model.safetensors")
+    assert load_detector(guarded) is None
+    assert predict(guarded, pictures[:1])[0].suspicious is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"threshold": 3}', '{"threshold": null, "weights": ""}'])
+def test_a_damaged_detector_is_refused_in_one_line(guarded, content):
+    (guarded.folder / "detector.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"detector\.json cannot be read: .* `capsnet detection .*` makes it anew"
+    ) as no:
+        load_detector(guarded)
+    assert "\n" not in str(no.value)
+
+
+def test_the_table_flags_what_is_suspicious_and_tells_the_threshold(guarded, pictures, noise, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    threshold = json.loads((guarded.folder / "detector.json").read_text())["threshold"]
+    print_predictions(predict(guarded, [pictures[0], noise]), inverted=False)
+    said = capsys.readouterr().out
+    rows = {line.split("│")[1].strip().rpartition("/")[2]: line for line in said.splitlines() if ".png" in line}
+    assert "drawn badly" in rows["noise.png"]
+    assert "drawn badly" not in rows["0.png"]
+    assert f"drawn badly: an error above {threshold:.2f}, as few validation images have" in said
+
+
+def test_the_table_says_how_to_get_a_detector_where_there_is_none(trained, pictures, tmp_path, capsys):
+    print_predictions(predict(trained, pictures[:1]), inverted=False)
+    assert "`capsnet detection RUN` makes one\n" in capsys.readouterr().out
+    baseline = train(tmp_path / "run", replace(TINY, network="small-cnn", steps=1))
+    print_predictions(predict(baseline, pictures[:1]), inverted=False)
+    assert "detect" not in capsys.readouterr().out

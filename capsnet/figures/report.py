@@ -11,9 +11,8 @@ from string import Template
 from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
 from capsnet.evaluation import Evaluation
-from capsnet.figures.confusion import draw_confusion
-from capsnet.figures.curves import best_validation, draw_curves
-from capsnet.figures.drawings import draw_drawings
+from capsnet.figures.curves import best_validation
+from capsnet.figures.gallery import drawn
 from capsnet.figures.style import DPI
 from capsnet.files import whole
 from capsnet.models import CapsNet
@@ -63,11 +62,9 @@ $environment
 
 
 def write_report(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluation: Evaluation) -> Path:
-    """Draw a run's pictures into its folder `figures` and write its report.html around them, whole or not at all.
+    """Write a run's report.html around the pictures in its folder `figures`, whole or not at all.
 
-    `evaluation` is what the network did on the test images of `data`. A network that cannot draw has a report without
-    drawings.
-    Raises InputError for a run whose log is empty.
+    `evaluation` is what the network did on the test images of `data`.
     """
     content = {
         "title": escape(f"Recipe {run.recipe_name} on {run.data}"),
@@ -75,7 +72,7 @@ def write_report(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluati
         "network": escape(_network(run, network, evaluation)),
         "selection": escape(_selection(run)),
         "per_class": _per_class(evaluation, data.classes),
-        "pictures": "\n".join(_pictures(run, network, data, evaluation)),
+        "pictures": "\n".join(_picture(path, caption) for path, caption in drawn(run.folder / "figures")),
         "recipe": _recipe(run),
         "environment": _environment(run),
     }
@@ -120,38 +117,11 @@ def _selection(run: Run) -> str:
     )
 
 
-def _pictures(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluation: Evaluation) -> Iterable[str]:
-    folder, test, names = run.folder / "figures", data.test, data.classes
-    if isinstance(network, CapsNet) and network.decoder is not None:
-        drawn = "The drawing is made from the capsule of the predicted class alone; the label takes no part in it."
-        yield _picture(
-            draw_drawings(network, test, names, folder / "drawings.png"),
-            "The first test images and, below each, what the network draws of it",
-            f"The first test images and, below each, the network's drawing of it. {drawn}",
-        )
-        yield _picture(
-            draw_drawings(network, test, names, folder / "errors.png", errors_only=True),
-            "The first misclassified test images and, below each, what the network draws of it",
-            f"The first misclassified test images: what the network took each for, and drew. {drawn}",
-        )
-    yield _picture(
-        draw_confusion(evaluation, names, folder / "confusion.png"),
-        f"Counts of test images by true and predicted class: {evaluation.errors} of {evaluation.n} off the diagonal",
-        "Test images by true class (row) and predicted class (column). Errors, off the diagonal, are coloured.",
-    )
-    yield _picture(
-        draw_curves(run, folder / "curves.png"),
-        "Curves of the losses, the error rates and the learning rate over the training",
-        "Losses, error rates and learning rate over the training. Training errors are counted while the weights still "
-        "move, and on shifted images where the recipe shifts them: they are no measure of the finished network.",
-    )
-
-
-def _picture(path: Path, alt: str, caption: str) -> str:
+def _picture(path: Path, caption: str) -> str:
     content = path.read_bytes()
     source = "data:image/png;base64," + b64encode(content).decode()
     width = int.from_bytes(content[16:20], "big") * 96 // DPI  # of the PNG's header; 96 CSS pixels are an inch
-    image = f'<img src="{source}" width="{width}" alt="{escape(alt)}">'
+    image = f'<img src="{source}" width="{width}" alt="{escape(caption)}">'
     return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 

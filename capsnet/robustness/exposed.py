@@ -23,6 +23,7 @@ class Exposed(nn.Module):
         self.network = deepcopy(network).eval().requires_grad_(False)
         if isinstance(self.network, CapsNet):
             self.network.digit_caps.gradient = "all"
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [b, c, h, w] in [0, 1] → capsule lengths or a baseline's logits [b, j]."""

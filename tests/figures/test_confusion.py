@@ -7,7 +7,8 @@ from PIL import Image
 
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.figures import confusion, draw_confusion
+from capsnet.figures import confusion
+from capsnet.figures.confusion import draw_confusion
 
 from .conftest import CLASSES
 

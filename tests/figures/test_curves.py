@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from capsnet.errors import InputError
-from capsnet.figures import curves, draw_curves
-from capsnet.figures.curves import best_validation
+from capsnet.figures import curves
+from capsnet.figures.curves import best_validation, draw_curves
 from capsnet.recipes import Fast, Paper
 
 from .conftest import TRAINING, VALIDATION, train_record, validation_record

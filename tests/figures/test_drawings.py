@@ -1,15 +1,19 @@
 """The picture of images and drawings shows what the network drew from its own answer."""
 
+import json
+
 import pytest
 import torch
 from PIL import Image
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.figures import draw_drawings, drawings
+from capsnet.figures import drawings
+from capsnet.figures.drawings import draw_drawings
 from capsnet.models import CapsNet
 
 from .conftest import CLASSES
+from .test_grid import grey, tile
 
 
 def answers_of(network, images):
@@ -20,16 +24,21 @@ def answers_of(network, images):
 
 
 def titles(figure):
-    """The titles of the pairs, in order."""
-    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+    """The titles of the images, in order."""
+    return [label.get_text() for axes in figure.axes for label in axes.get_xticklabels()]
 
 
 def words(figure):
     return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
 
 
-def pixels(axes):
-    return torch.as_tensor(axes.images[0].get_array().filled())
+def frames(figure):
+    """How many images are framed."""
+    return sum(len(axes.patches) for axes in figure.axes)
+
+
+def numbers(path):
+    return json.loads(path.with_suffix(".json").read_text())
 
 
 def test_the_same_network_and_images_make_the_same_bytes(network, images, tmp_path):
@@ -40,7 +49,8 @@ def test_the_same_network_and_images_make_the_same_bytes(network, images, tmp_pa
 def test_the_first_images_are_shown_in_order(network, images, tmp_path, pages):
     drawn = pages(drawings)
     draw_drawings(network, images, CLASSES, tmp_path / "a.png", count=4, columns=3)
-    shown = [pixels(axes) for axes in drawn[0].axes[::2]]
+    first, second = drawn[0].axes
+    shown = [grey(first, 0, 0), grey(first, 0, 1), grey(first, 0, 2), grey(second, 0, 0)]
     torch.testing.assert_close(torch.stack(shown), images.images[:4, 0] / 255)
 
 
@@ -49,16 +59,17 @@ def test_the_drawing_is_masked_by_the_prediction_and_never_by_the_label(network,
     of_predictions, of_labels = (network.decode(capsules, k)[:, 0].detach() for k in (predictions, images.labels))
     drawn = pages(drawings)
     draw_drawings(network, images, CLASSES, tmp_path / "a.png")
-    shown = torch.stack([pixels(axes) for axes in drawn[0].axes[1::2]])
-    torch.testing.assert_close(shown, of_predictions)
+    shown = torch.stack([grey(axes, 1, k) for axes, n in zip(drawn[0].axes, (10, 2), strict=True) for k in range(n)])
+    torch.testing.assert_close(shown, of_predictions, atol=1 / 255, rtol=0)
     assert (shown - of_labels).abs().max() > 0.1
     assert "Drawn is the capsule of the prediction" in words(drawn[0])
 
 
-def test_a_title_tells_label_prediction_and_length_and_marks_an_error(network, images, tmp_path, pages):
+def test_a_title_tells_label_prediction_and_length_and_an_error_is_marked(network, images, tmp_path, pages):
     predictions, _, lengths = answers_of(network, images)
     drawn = pages(drawings)
     draw_drawings(network, images, ("0", "1", "2"), tmp_path / "a.png")
+    assert frames(drawn[0]) == 2 * int((predictions != images.labels).sum())
     for title, label, prediction, length in zip(titles(drawn[0]), images.labels, predictions, lengths, strict=True):
         mark = "" if label == prediction else "✗ "
         assert title == f"{mark}{label} → {prediction}  {length.max():.2f}"
@@ -74,6 +85,40 @@ def test_only_errors_are_shown_when_only_errors_are_asked_for(network, images, t
     assert f"All {wrong} misclassified of n = 12 images" in words(drawn[0])
 
 
+def test_an_error_has_the_drawing_of_the_prediction_and_that_of_the_label(network, images, tmp_path, pages):
+    predictions, capsules, _ = answers_of(network, images)
+    k = int((predictions != images.labels).nonzero()[0])
+    drawn = pages(drawings)
+    draw_drawings(network, images, CLASSES, tmp_path / "a.png", errors_only=True, count=1)
+    axes = drawn[0].axes[0]
+    torch.testing.assert_close(grey(axes, 0, 0), images.images[k, 0] / 255)
+    for row, classes in ((1, predictions), (2, images.labels)):
+        drawing = network.decode(capsules, classes)[k, 0].detach()
+        torch.testing.assert_close(grey(axes, row, 0), drawing, atol=1 / 255, rtol=0)
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["image", "drawing of the\npredicted class", "drawing of the\ntrue class"]
+    assert "that of the predicted class and that of the true class" in words(drawn[0])
+
+
+@pytest.mark.parametrize("errors_only", [False, True])
+def test_the_numbers_are_those_of_the_drawings(network, images, tmp_path, pages, errors_only):
+    predictions, capsules, lengths = answers_of(network, images)
+    pages(drawings)
+    path = draw_drawings(network, images, CLASSES, tmp_path / "a.png", errors_only=errors_only)
+    kept = numbers(path)
+    assert kept["n"] == 12
+    wrong = (predictions != images.labels).nonzero().flatten().tolist()
+    assert [one["place"] for one in kept["shown"]] == (wrong if errors_only else list(range(12)))
+    for one in kept["shown"]:
+        k, label = one["place"], int(images.labels[one["place"]])
+        assert (one["label"], one["prediction"]) == (label, int(predictions[k]))
+        assert one["length"] == pytest.approx(float(lengths[k].max()))
+        assert one["length_of_label"] == pytest.approx(float(lengths[k, label]))
+        drawing = network.decode(capsules, predictions)[k].detach()
+        assert one["squared_error"] == pytest.approx(float((drawing - images.images[k] / 255).square().sum()))
+        assert ("squared_error_of_label" in one) == errors_only
+
+
 def test_no_more_errors_are_shown_than_asked_for(network, images, tmp_path, pages):
     drawn = pages(drawings)
     draw_drawings(network, images, CLASSES, tmp_path / "a.png", errors_only=True, count=2)
@@ -86,9 +131,10 @@ def test_without_errors_the_picture_says_so(network, images, tmp_path, pages):
     drawn = pages(drawings)
     draw_drawings(network, right, CLASSES, tmp_path / "a.png", errors_only=True)
     assert words(drawn[0]) == "no errors in n = 12 images"
+    assert numbers(tmp_path / "a.png") == {"n": 12, "errors_only": True, "shown": []}
 
 
-@pytest.mark.parametrize(("count", "columns", "width", "height"), [(12, 10, 2000, 1000), (2, 1, 1200, 900)])
+@pytest.mark.parametrize(("count", "columns", "width", "height"), [(12, 10, 2000, 1000), (2, 1, 1200, 1000)])
 def test_the_picture_has_room_for_its_bands(network, images, tmp_path, count, columns, width, height):
     with Image.open(draw_drawings(network, images, CLASSES, tmp_path / "a.png", count=count, columns=columns)) as shown:
         assert width < shown.width < 1.4 * width
@@ -100,7 +146,7 @@ def test_colour_images_are_shown_in_colour(tmp_path, pages):
     images = ImageSet(torch.randint(256, (2, 3, 8, 10), dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
     drawn = pages(drawings)
     draw_drawings(network, images, ("a", "b"), tmp_path / "a.png")
-    assert torch.equal(pixels(drawn[0].axes[0]), images.images[0].permute(1, 2, 0) / 255)
+    assert torch.equal(tile(drawn[0].axes[0], 0, 0, 8, 10), images.images[0].permute(1, 2, 0) / 255)
 
 
 def test_a_network_in_training_stays_so(network, images, tmp_path):

@@ -1,21 +1,18 @@
-"""The verbs of the command line: a dataclass each, whose fields are the flags; a call imports what it needs."""
+"""The verbs that train, judge, answer and import."""
 
 import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from shutil import rmtree
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from capsnet.errors import InputError
 from capsnet.recipe import Recipe
 from capsnet.recipes import Fast
-
-if TYPE_CHECKING:
-    from capsnet.evaluation import Evaluation
-    from capsnet.runs import Run
 
 RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 DataDir = Annotated[Path | None, arg(metavar="FOLDER")]
@@ -42,8 +39,12 @@ class Train:
     def __call__(self) -> None:
         """Train, evaluate and report."""
         from capsnet.data import load_data
-        from capsnet.evaluation import evaluate
+        from capsnet.evaluation import judge
+        from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
+        from capsnet.figures.report import write_report
+        from capsnet.models import CapsNet
         from capsnet.printing import print_evaluation
+        from capsnet.robustness.detector import fit_detector, save_detector
         from capsnet.runs import load_run, start_run
         from capsnet.training import train
 
@@ -71,9 +72,14 @@ class Train:
             again += ["--data-dir", str(self.data_dir)] if self.data_dir else []
             print(f"\nstopped; go on with: {shlex.join(again)}", file=sys.stderr)
             raise
-        result = evaluate(network, data.test)
-        print_evaluation(result, data.classes)
-        report(run, network, data, result)
+        judgement = judge(network, data.test)
+        print_evaluation(judgement.evaluation(), data.classes)
+        run.write_results(network, data, judgement.evaluation())
+        if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
+            save_detector(run, fit_detector(network, data.validation))
+        rmtree(run.folder / "figures", ignore_errors=True)  # of weights that are no longer the best
+        draw_gallery(Subject(run, network, data, judgement), fitting(network, QUICK))
+        print(f"report: {write_report(run, network, data, judgement.evaluation())}")
 
 
 @dataclass(frozen=True)
@@ -140,48 +146,23 @@ class Predict:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Judge a run's network anew and draw its pictures and its report."""
+class ImportWeights:
+    """Make a network of another implementation's weights; docs/coming-from.md says whose and how."""
 
-    run: RunFolder
-    """A run folder."""
-    data_dir: DataDir = None
-    """Where mnist and fashion_mnist lie."""
-    errors_only: bool = False
-    """Only the drawings of misclassified test images."""
-    count: int = 20
-    """How many images that picture shows."""
+    source: Annotated[Positional[Path], arg(metavar="FILE")]
+    """A PyTorch state dict (.pt or .pth), or the arrays of a Keras model (.npz)."""
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """A new folder, for CapsNet.from_pretrained."""
+    iterations: int = 3
+    """Routing iterations, as that implementation counts them."""
 
     def __call__(self) -> None:
-        """Draw, and say where."""
-        from capsnet.evaluation import evaluate
-        from capsnet.figures.drawings import draw_drawings
-        from capsnet.hardware import default_device
-        from capsnet.models import CapsNet
-        from capsnet.runs import load_run
+        """Import, and say where."""
+        from capsnet.weights import import_weights
 
-        run = load_run(self.run)
-        data, network = run.load_data(data_dir=self.data_dir), run.load_network().to(default_device())
-        if not self.errors_only:
-            report(run, network, data, evaluate(network, data.test))
-        elif isinstance(network, CapsNet):
-            path = run.folder / "figures" / "errors.png"
-            print(draw_drawings(network, data.test, data.classes, path, count=self.count, errors_only=True))
-        else:
-            raise InputError(f"{self.run} is a baseline, which does not draw: leave --errors-only out")
-
-
-VERBS: dict[str, Any] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "figures": Figures}
+        print(import_weights(self.source, self.folder, iterations=self.iterations))
 
 
 def run_folder(data: str, recipe: str) -> Path:
     """Where a run goes that is given no folder: runs/mnist-fast."""
     return Path("runs") / f"{Path(data).expanduser().resolve().name.removesuffix('.npz')}-{recipe}"
-
-
-def report(run: "Run", network: Any, data: Any, result: "Evaluation") -> None:
-    """Write a run's results.json and report.html, and say where they lie."""
-    from capsnet.figures.report import write_report
-
-    run.write_results(network, data, result)
-    print(f"report: {write_report(run, network, data, result)}")

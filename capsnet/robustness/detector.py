@@ -1,0 +1,126 @@
+"""What tells a badly drawn image: a threshold on the error of the winning capsule's drawing, set on validation images.
+
+Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from capsnet.baselines import ConvBaseline
+from capsnet.data import ImageSet
+from capsnet.errors import InputError
+from capsnet.evaluation import answer
+from capsnet.models import CapsNet
+from capsnet.runs import Run
+
+VALIDATION = 2_000  # at most so many images set the threshold
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class Detector:
+    """An error above which a drawing is suspicious."""
+
+    threshold: float
+    """Squared error of the winning capsule's drawing, summed over pixels."""
+    percentile: float
+    """How many of a hundred validation images have an error of at most the threshold."""
+    n: int
+    """Validation images that set the threshold."""
+
+    def flags(self, errors: Tensor) -> Tensor:
+        """Tell which drawing errors [n] are suspicious: bool [n]."""
+        return errors > self.threshold
+
+
+def fit_detector(network: CapsNet | ConvBaseline, validation: ImageSet, percentile: float = 95.0) -> Detector:
+    """Set the threshold on validation images, the first 2,000 where there are more.
+
+    It is the least of their errors that at least `percentile` of a hundred do not exceed.
+    Raises InputError for a network that does not draw, no images, and a percentile outside (0, 100].
+    """
+    if not len(validation):
+        raise InputError("there are no validation images to set a threshold on: train with --validation above 0")
+    if not 0 < percentile <= 100:
+        raise InputError(f"a percentile is above 0 and at most 100, not {percentile:g}")
+    errors = drawing_errors(network, validation.images[:VALIDATION] / 255)
+    threshold = errors.sort().values[ceil(percentile * len(errors) / 100) - 1]
+    return Detector(float(threshold), percentile, len(errors))
+
+
+def drawing_errors(network: CapsNet | ConvBaseline, images: Tensor) -> Tensor:
+    """Squared error of the winning capsule's drawing of each image, summed over pixels.
+
+    Raises InputError for a network that does not draw.
+
+    images [n, c, h, w] in [0, 1] → errors [n], on the CPU
+    """
+    return look(network, images).errors
+
+
+class Look(NamedTuple):
+    """What a network makes of n images, on the CPU."""
+
+    images: Tensor  # [n, c, h, w] in [0, 1]
+    answers: Tensor  # [n], classes
+    drawings: Tensor  # [n, c, h, w] in [0, 1], each of the answer's capsule
+    errors: Tensor  # [n], squared and summed over pixels
+
+
+def look(network: CapsNet | ConvBaseline, images: Tensor) -> Look:
+    """Have a network answer and draw images [n, c, h, w] in [0, 1].
+
+    Raises InputError for a network that does not draw.
+    """
+    network = that_draws(network)
+    device, training = next(network.parameters()).device, network.training
+    network.eval()
+    try:
+        given = [answer(network, batch.to(device)) for batch in images.split(BATCH)]
+    finally:
+        network.train(training)
+    answers = torch.cat([batch.predictions for batch in given]).cpu()
+    drawings = torch.cat([batch.drawings for batch in given if batch.drawings is not None]).cpu()
+    images = images.cpu()
+    return Look(images, answers, drawings, reduce((drawings - images).square(), "n c h w -> n", "sum"))
+
+
+def save_detector(run: Run, detector: Detector) -> Path:
+    """Write a run's detector.json, which says of which weights it is."""
+    return run.write_json("detector.json", asdict(detector) | {"weights": _weights(run)})
+
+
+def load_detector(run: Run) -> Detector | None:
+    """The detector of the run's best network, or None where there is none or it is that of other weights.
+
+    Raises InputError where it cannot be read.
+    """
+    path = run.folder / "detector.json"
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+        detector = Detector(float(kept["threshold"]), float(kept["percentile"]), int(kept["n"]))
+        return detector if kept["weights"] == _weights(run) else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read: {error!r}; `capsnet detection {run.folder}` makes it anew") from error
+
+
+def _weights(run: Run) -> str:
+    """What tells the best network's weights from all others: their SHA-256."""
+    return hashlib.sha256((run.best / "model.safetensors").read_bytes()).hexdigest()
+
+
+def that_draws(network: CapsNet | ConvBaseline) -> CapsNet:
+    """The network, if it is one that draws; else InputError."""
+    if isinstance(network, CapsNet) and network.decoder is not None:
+        return network
+    raise InputError("this network does not draw, so no drawing can give an attack away: train one with a decoder")

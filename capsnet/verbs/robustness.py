@@ -1,0 +1,70 @@
+"""The verbs that measure how a run's network holds out: attacks, their detection, affine changes."""
+
+from dataclasses import dataclass
+
+from capsnet.verbs.look import Compare, Look, load_other
+
+
+@dataclass(frozen=True)
+class Targeted(Look):
+    """Attack every pair of classes: gradient ascent on the target's length until it wins."""
+
+    def __call__(self) -> None:
+        """Attack, draw, and say where."""
+        from capsnet.figures.targeted import draw_targeted
+
+        network, data = self.load()
+        print(draw_targeted(network, data.test, data.classes, self.pictures / "targeted.png"))
+
+
+@dataclass(frozen=True)
+class Attacks(Compare):
+    """Measure accuracy against the strength of attacks, and check for gradient masking. Takes minutes."""
+
+    images: int = 1000
+    """How many test images are attacked."""
+    epsilons: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3)
+    """The largest changes of a pixel, from 0 to 1, by FGSM, BIM and PGD."""
+
+    def __call__(self) -> None:
+        """Attack, draw, and say where."""
+        from capsnet.figures.robustness import attack
+
+        network, data = self.load()
+        networks, path = self.networks(network, data), self.pictures / "attacks.png"
+        print(attack(networks, data.test, path, count=self.images, epsilons=self.epsilons))
+
+
+@dataclass(frozen=True)
+class Detection(Look):
+    """Tell attacks by their drawings, and keep the threshold for `capsnet predict`."""
+
+    other: str | None = None
+    """Other data that the network should not know, of images of the same shape: fashion_mnist, say."""
+    count: int = 100
+    """How many test images are attacked, and how many there are of noise and of the other data."""
+
+    def __call__(self) -> None:
+        """Measure, draw, and say where."""
+        from capsnet.figures.robustness import detect
+        from capsnet.runs import load_run
+
+        network, data = self.capsules()
+        other, path = load_other(self.other, self.data_dir), self.pictures / "detection.png"
+        print(detect(load_run(self.run), network, data, path, other=other, count=self.count))
+
+
+@dataclass(frozen=True)
+class Affine(Compare):
+    """Measure accuracy on test images that are rotated, shifted, scaled and sheared."""
+
+    count: int = 250
+    """How many test images."""
+
+    def __call__(self) -> None:
+        """Measure, draw, and say where."""
+        from capsnet.figures.robustness import change
+
+        network, data = self.load()
+        networks, path = self.networks(network, data), self.pictures / "affine.png"
+        print(change(networks, data.test, data.classes, path, count=self.count))

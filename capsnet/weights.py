@@ -1,0 +1,200 @@
+"""Weights that two well-known implementations trained, as a CapsNet that computes the same.
+
+A layout is a table: their name of a weight, ours, and its axes there and here in einops' words. Beside the axes of
+routing (i j d e) these are `h w`, a place on the grid of primary capsules, `type`, theirs, and `y x c`, a pixel.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from capsnet.errors import InputError
+from capsnet.files import whole
+from capsnet.models import CapsNet
+
+
+class Move(NamedTuple):
+    """Where one weight goes."""
+
+    theirs: str
+    ours: str
+    axes: str  # theirs -> ours
+
+
+KERNEL, LAYER, BIAS = (f"{axes} -> {axes}" for axes in ("target source down across", "target source", "target"))
+PYTORCH_ENCODER = (
+    Move("conv1.weight", "conv1.weight", KERNEL),
+    Move("conv1.bias", "conv1.bias", BIAS),
+    Move("primaryCaps.conv.weight", "primary_caps.conv.weight", KERNEL),
+    Move("primaryCaps.conv.bias", "primary_caps.conv.bias", BIAS),
+    Move("digitCaps.weights", "digit_caps.weight", "i d (j e) -> i j d e"),
+    Move("digitCaps.routing_module.b", "digit_caps.prior", "i j -> i j"),
+)
+PYTORCH_DECODER = tuple(
+    Move(f"reconstruction_net.fc{n}.{part}", f"decoder.layers.{2 * n - 2}.{part}", axes)
+    for n in (1, 2, 3)
+    for part, axes in (("weight", LAYER), ("bias", BIAS))
+)
+KERAS_KERNEL, KERAS_LAYER = "down across source target -> target source down across", "source target -> target source"
+KERAS_ENCODER = (
+    Move("conv1/kernel", "conv1.weight", KERAS_KERNEL),
+    Move("conv1/bias", "conv1.bias", BIAS),
+    Move("primarycap_conv2d/kernel", "primary_caps.conv.weight", KERAS_KERNEL),
+    Move("primarycap_conv2d/bias", "primary_caps.conv.bias", BIAS),
+    Move("digitcaps/W", "digit_caps.weight", "j (h w type) e d -> (type h w) j d e"),
+)
+KERAS_DECODER = (
+    Move("decoder's kernel 1", "decoder.layers.0.weight", KERAS_LAYER),
+    Move("decoder's bias 1", "decoder.layers.0.bias", BIAS),
+    Move("decoder's kernel 2", "decoder.layers.2.weight", KERAS_LAYER),
+    Move("decoder's bias 2", "decoder.layers.2.bias", BIAS),
+    Move("decoder's kernel 3", "decoder.layers.4.weight", "source (y x c) -> (c y x) source"),
+    Move("decoder's bias 3", "decoder.layers.4.bias", "(y x c) -> (c y x)"),
+)
+STRIDE = 2  # of the primary capsules in both; no weight tells it
+
+
+def import_pytorch(state_dict: Mapping[str, Tensor], iterations: int = 3) -> CapsNet:
+    """Make a CapsNet of the weights of github.com/adambielski/CapsNet-pytorch (net.py), with its learned prior.
+
+    `state_dict` is that of its CapsNet, or of its CapsNetWithReconstruction, whose decoder comes along. `iterations`
+    is its --routing_iterations, which counts updates of the logits: it makes one weighted sum more, and so do we.
+
+    Sizes follow from the shapes. Images are square, as large as the drawings or, without a decoder, as the largest that
+    give so many capsules: 28 pixels for 6x6 places. Results differ at zero capsules alone: there it divides by zero.
+
+    weights [i, d, (j e)] → [i, j, d, e], b [i, j] → prior [i, j]
+    Raises InputError for a weight that is missing, unknown or of a shape that does not fit the others.
+    """
+    if iterations < 0:
+        raise InputError(f"--routing_iterations of CapsNet-pytorch is at least 0, not {iterations}: one less than here")
+    draws = any(name.startswith(("capsnet.", "reconstruction_net.")) for name in state_dict)
+    prefix, decoder = ("capsnet.", PYTORCH_DECODER) if draws else ("", ())
+    layout = [*(move._replace(theirs=prefix + move.theirs) for move in PYTORCH_ENCODER), *decoder]
+    tensors = _checked(state_dict, layout)
+    matrices, prior = (tensors[f"{prefix}digitCaps.{name}"].shape for name in ("weights", "routing_module.b"))
+    routed = (matrices[0], prior[1], matrices[1], max(1, matrices[2] // prior[1]))  # i, j, d, e
+    return _network(tensors, layout, routed, iterations=iterations + 1, prior=True)
+
+
+def import_keras(weights: Sequence[np.ndarray], iterations: int = 3) -> CapsNet:
+    """Make a CapsNet of the weights of github.com/XifengGuo/CapsNet-Keras (capsulenet.py), or of others of its layout.
+
+    `weights` is what `model.get_weights()` lists: kernel and bias of conv1 and of the primary capsules, W and, where
+    there is a decoder, kernel and bias of its three layers. `iterations` is its --routings, which counts as we do.
+    Kernels are (down, across, source, target); capsules and pixels are listed by place, then by type or channel.
+
+    Sizes follow from the shapes as in `import_pytorch`. Its squash adds 1e-7 to the squared length under the root:
+    what was 0.001 long comes out 5 % shorter than ours, what was 0.1 long the same. So do its lengths, 3e-4 at zero.
+
+    W [j, (h w type), e, d] → [(type h w), j, d, e]
+    Raises InputError for a list of another length and for an array of a shape that does not fit the others.
+    """
+    layout = [*KERAS_ENCODER, *KERAS_DECODER][: len(weights)]
+    if len(weights) not in (len(KERAS_ENCODER), len(KERAS_ENCODER + KERAS_DECODER)):
+        raise InputError(f"model.get_weights() lists 11 arrays, or 5 without a decoder, not {len(weights)}: give all")
+    arrays = (torch.from_numpy(np.array(array, dtype=np.float32)) for array in weights)
+    tensors = _checked(dict(zip((move.theirs for move in layout), arrays, strict=True)), layout)
+    routed = rearrange(tensors["digitcaps/W"], "j i e d -> i j d e").shape
+    return _network(tensors, layout, routed, iterations=iterations)
+
+
+def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
+    """Write a folder for `CapsNet.from_pretrained` (config.json, model.safetensors), whole or not at all.
+
+    `source` is a .pt or .pth file for `import_pytorch`: a state dict, or a checkpoint that has one under "state_dict",
+    "model_state_dict" or "model"; or an .npz file for `import_keras`, as np.savez(file, *model.get_weights()) writes
+    it. `iterations` is theirs, as they count. No pickled class is ever loaded.
+
+    Raises InputError for a file that cannot be read so, weights that do not fit, and a folder that is not empty.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty: name another folder")
+    if source.suffix not in (".pt", ".pth", ".npz"):
+        raise InputError(f"{source} is no .pt, .pth or .npz file: docs/coming-from.md says how to make one")
+    if source.suffix == ".npz":
+        network = import_keras(_read_arrays(source), iterations)
+    else:
+        network = import_pytorch(_read_state_dict(source), iterations)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
+    with whole(folder) as part:
+        network.save_pretrained(part)
+    return folder
+
+
+def _read_state_dict(source: Path) -> Mapping[str, Any]:
+    way_out = "write it with torch.save(model.state_dict(), file)"
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{source} cannot be read as a state dict ({type(error).__name__}): {way_out}") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{source} holds no state dict: {way_out}")
+    return state
+
+
+def _read_arrays(source: Path) -> list[np.ndarray]:
+    try:
+        with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return [archive[f"arr_{k}"].astype(np.float32) for k in range(len(archive.files))]
+    except Exception as error:
+        way_out = "write it with np.savez(file, *model.get_weights())"
+        raise InputError(f"{source} cannot be read as numbered arrays ({type(error).__name__}): {way_out}") from error
+
+
+def _checked(weights: Mapping[str, Any], layout: Sequence[Move]) -> dict[str, Tensor]:
+    """All weights of a layout and no others, in float32 on the CPU, with as many axes as they should have."""
+    wanted = {move.theirs: move.axes.split(" -> ")[0] for move in layout}
+    for name in [*wanted, *weights]:
+        if name not in weights:
+            raise InputError(f"{name} is missing: give all {len(wanted)} weights of the network")
+        if name not in wanted:
+            raise InputError(f"{name} is no weight of this network: leave it out")
+        shape = list(getattr(weights[name], "shape", ()))
+        if len(shape) != len(re.sub(r"\(.*?\)", "together", wanted[name]).split()) or 0 in shape:
+            raise InputError(f"{name} is {shape}, but should be [{wanted[name]}]")
+    return {name: weights[name].detach().cpu().float() for name in wanted}
+
+
+def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequence[int], **options: Any) -> CapsNet:
+    """The network that the shapes ask for, with the weights; `routed` is the matrices' shape in our axes, i j d e."""
+    conv1, primary = (rearrange(tensors[layout[k].theirs], layout[k].axes).shape for k in (0, 2))
+    (conv_channels, channels, conv_kernel, _), (children, classes, child_dim, capsule_dim) = conv1, routed
+    types, least = max(1, primary[0] // child_dim), conv_kernel + primary[2] - 1
+    side = least - 1 + STRIDE * isqrt(children // types)  # the largest that has so many capsules
+    options |= {"conv_channels": conv_channels, "conv_kernel": conv_kernel, "capsule_dim": capsule_dim}
+    options |= {"primary_types": types, "primary_dim": child_dim, "primary_kernel": primary[2], "decoder": "none"}
+    if layout[-1].ours.startswith("decoder."):
+        side, options["decoder"] = isqrt(len(tensors[layout[-1].theirs]) // channels), "dense"
+    shape = (channels, max(side, least), max(side, least))
+    with torch.device("meta"):
+        network = CapsNet(shape, classes, primary_stride=STRIDE, **options)
+    network.load_state_dict(_moved(network, tensors, layout), assign=True)
+    return network.eval()
+
+
+def _moved(network: CapsNet, tensors: Mapping[str, Tensor], layout: Sequence[Move]) -> dict[str, Tensor]:
+    """The weights under our names, along our axes."""
+    sizes = dict(zip("hwyxj", (*network.grid, *network.image_shape[1:], network.classes), strict=True))
+    state = {}
+    for theirs, ours, axes in layout:
+        there, here = axes.split(" -> ")
+        known = {axis: size for axis, size in sizes.items() if axis in re.findall(r"\w+", axes)}
+        wanted = rearrange(network.get_parameter(ours), f"{here} -> {there}", **known).shape
+        if tensors[theirs].shape != wanted:
+            raise InputError(f"{theirs} is {list(tensors[theirs].shape)}, but the other weights ask for {list(wanted)}")
+        state[ours] = rearrange(tensors[theirs], axes, **known).clone(memory_format=torch.contiguous_format)
+    return state

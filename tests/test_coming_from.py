@@ -1,0 +1,62 @@
+"""The page for users of other implementations: its commands are understood, its links and its fault numbers exist."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from capsnet.cli import parse
+from capsnet.recipes import TensorFlowCode
+from capsnet.runs import Run
+from tests.faults import FAULTS
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"(?:^|`)(capsnet [a-z][^`\n]*)", PAGE, re.MULTILINE)))
+SECTIONS = {title.lower() for title in re.findall(r"^## (.*)$", PAGE, re.MULTILINE)}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A place where the run to resume exists."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs") / "mnist-tensorflow"
+    folder.mkdir(parents=True)
+    run = Run(folder, TensorFlowCode(), "mnist", tuple("0123456789"), (1, 28, 28))
+    run.write_json("recipe.json", run.about())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.usefixtures("run")
+def test_a_command_of_the_page_is_understood(command):
+    verb = parse(shlex.split(command)[1:])
+    assert type(verb).__name__.lower() == command.split()[1].replace("-", "")
+
+
+def test_the_page_moves_users_to_every_verb_and_recipe_that_they_need():
+    verbs = {command.split()[1] for command in COMMANDS}
+    assert verbs >= {"train", "evaluate", "drawings", "masks", "tweaks", "targeted", "affine", "import-weights"}
+    recipes = set(re.findall(r"--recipe (\S+)", " ".join(COMMANDS)))
+    assert recipes == {"chainer", "tensorflow", "pytorch", "notebook", "paper"}
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)(.*?)\)", PAGE))))
+def test_a_link_of_the_page_leads_somewhere(target):
+    if target.startswith("#"):
+        assert target[1:].replace("-", " ") in SECTIONS
+    else:
+        assert (ROOT / "docs" / target).is_file()
+
+
+def test_the_fault_numbers_of_the_page_are_explained_and_are_those_of_the_tests():
+    explained = set(re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE))
+    assert set(re.findall(r"\((\d+)\)", PAGE)) <= explained
+    assert {re.match(r"\d+", name)[0] for name in FAULTS} <= explained
+
+
+def test_the_page_s_python_names_what_exists():
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        lines = [node for node in ast.parse(block).body if isinstance(node, ast.ImportFrom)]
+        exec(compile(ast.Module(lines, []), "page", "exec"), {})
