@@ -1,7 +1,7 @@
 PYTHON ?= python3
 RUN ?= runs/demo
 
-.PHONY: demo test check clean
+.PHONY: demo test check tutorial clean
 
 # Train on scikit-learn's bundled digits, judge, draw: no download of data.
 demo: .venv/installed
@@ -17,6 +17,10 @@ check: .venv/installed
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/python benchmarks/tables.py --check
+
+# Run docs/tutorial/tutorial.ipynb from top to bottom and keep what its cells show.
+tutorial: .venv/installed
+	.venv/bin/python benchmarks/tutorial.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -11,16 +11,29 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from capsnet.robustness.intervals import wilson
+
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- results -->", "<!-- /results -->"
 PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
+
+ATTACKS = "Accuracy under attack"
+DETECTION = "Attacks told by their drawings"
+AFFINE = "Affine changes"
+CHANGES = {
+    "rotation": "Rotation in degrees, anticlockwise",
+    "right": "Shift in pixels, to the right",
+    "scale": "Scale, a factor",
+    "shear": "Shear in degrees, to the right",
+}
 
 HEAD = """# Results
 
 Test error, measured once on test images that neither training nor the choice of the recipe has seen. Made by
 `python benchmarks/tables.py` from `results/*.json`, which hold the whole of each run: recipe, log of the validation
-images, confusions, hardware, versions, commit.
+images, confusions, hardware, versions, commit. Intervals in brackets are of 95 %, by Wilson's score.
 
+## Training
 """
 
 
@@ -37,10 +50,8 @@ def load() -> list[list[dict[str, Any]]]:
 
 def table(groups: list[list[dict[str, Any]]]) -> str:
     """A row for each group: mean ± spread (n), time, hardware, commit and command."""
-    rows = [
-        "| data | recipe | parameters | test error, % | the paper's | training, min | hardware | commit | command |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = "data|network|recipe|parameters|test error, %|the paper's|training, min|hardware|commit|command".split("|")
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for group in groups:
         errors = [100 * run["test"]["errors"] / run["test"]["n"] for run in group]
         spread = f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""
@@ -49,6 +60,7 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
         where = first["environment"]
         cells = [
             first["data"],
+            first["fields"]["network"],
             first["recipe"],
             f"{first['parameters']:,}",
             f"**{mean(errors):.2f}**{spread} (n = {len(errors)})",
@@ -62,13 +74,88 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def robustness() -> str:
+    """What `benchmarks/robustness.py` measured: a section for each kind of measurement."""
+    made = ""
+    for kind, told, rows in (
+        ("attacks", ATTACKS, attack_rows),
+        ("detection", DETECTION, detection_rows),
+        ("affine", AFFINE, affine_rows),
+    ):
+        for path in sorted((ROOT / "results" / "robustness").glob(f"*-{kind}.json")):
+            measured = json.loads(path.read_text())
+            where = measured["environment"]
+            machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
+            made += f"\n## {told}\n{machine}; {measured['seconds']:.0f} s; `{where['command']}`\n\n{rows(measured)}"
+    return made
+
+
+def percent(right: int, n: int) -> str:
+    """A share with its 95 % interval."""
+    low, high = wilson(right, n)
+    return f"{100 * right / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def attack_rows(measured: dict[str, Any]) -> str:
+    """Accuracy by network, attack and strength, and the checks for masked gradients."""
+    lines = []
+    for attack in dict.fromkeys(curve["attack"] for curve in measured["curves"]):
+        curves = [curve for curve in measured["curves"] if curve["attack"] == attack]
+        strengths = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
+        lines += [f"{attack}, {curves[0]['norm']}: accuracy in % of n = {curves[0]['n']:,} test images, by ε", ""]
+        lines += ["| network | " + " | ".join(strengths) + " |", "|---" * (len(strengths) + 1) + "|"]
+        for curve in curves:
+            cells = [percent(right, curve["n"]) for right in curve["right"]]
+            lines.append(f"| {curve['network']} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["Checks for masked gradients:", ""]
+    lines += [f"- {check['sentence']}" for check in measured["masking"]["checks"]]
+    return "\n".join(lines) + "\n"
+
+
+def detection_rows(measured: dict[str, Any]) -> str:
+    """What is flagged of each kind of image."""
+    words = f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images.\n\n"
+    rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]
+    for kind in (measured["clean"], *measured["suspects"]):
+        attacked = kind["epsilon"] is not None
+        name = f"{kind['name']}, ε = {kind['epsilon']:g}" if attacked else kind["name"]
+        flagged = percent(kind["flagged"], kind["n"]) if kind["n"] else "—"
+        undetected = percent(kind["undetected"], kind["tried"]) if attacked else "—"
+        area = "—" if kind is measured["clean"] or kind["auc"] is None else f"{kind['auc']:.3f}"
+        cells = [name, str(kind["tried"]), str(kind["n"]) if attacked else "—", flagged, undetected, area]
+        rows.append("| " + " | ".join(cells) + " |")
+    return words + "\n".join(rows) + "\n"
+
+
+def affine_rows(measured: dict[str, Any]) -> str:
+    """Accuracy by network, change and amount."""
+    lines = []
+    for change in ("rotation", "right", "scale", "shear"):
+        by_network = measured[change]
+        amounts = [f"{point['amount']:g}" for point in next(iter(by_network.values()))]
+        lines += [f"{CHANGES[change]}: accuracy in % of n = {measured['n']:,} test images", ""]
+        lines += ["| network | " + " | ".join(amounts) + " |", "|---" * (len(amounts) + 1) + "|"]
+        for network, points in by_network.items():
+            cells = [percent(point["right"], point["n"]) for point in points]
+            lines.append(f"| {network} | " + " | ".join(cells) + " |")
+        lines.append("")
+    random = measured["random"]
+    lines += [
+        f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels, at random:",
+        "",
+    ]
+    lines += [f"- {name}: {percent(told['right'], told['n'])}" for name, told in random["networks"].items()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Write both files, or say which are out of date."""
     made = table(load())
     readme = (ROOT / "README.md").read_text()
     before, rest = readme.split(START)
     after = rest.split(END)[1]
-    files = {"README.md": f"{before}{START}\n{made}{END}{after}", "RESULTS.md": HEAD + made}
+    files = {"README.md": f"{before}{START}\n{made}{END}{after}", "RESULTS.md": HEAD + made + robustness()}
     stale = [name for name, text in files.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv[1:]:
         print(f"out of date: {', '.join(stale)}: run python benchmarks/tables.py" if stale else "tables are up to date")

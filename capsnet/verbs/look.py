@@ -31,9 +31,10 @@ class Look:
 
     def load(self) -> tuple[Any, "Data"]:
         """Load the run's network and its data."""
-        from capsnet.hardware import default_device
+        from capsnet.hardware import default_device, keep_freed_memory
         from capsnet.runs import load_run
 
+        keep_freed_memory()
         run = load_run(self.run)
         return run.load_network().to(default_device()), run.load_data(data_dir=self.data_dir)
 

@@ -100,10 +100,11 @@ class Evaluate:
     def __call__(self) -> None:
         """Evaluate and print."""
         from capsnet.evaluation import evaluate
-        from capsnet.hardware import default_device
+        from capsnet.hardware import default_device, keep_freed_memory
         from capsnet.printing import print_evaluation
         from capsnet.runs import load_run
 
+        keep_freed_memory()
         run = load_run(self.run)
         data = run.load_data(self.data, self.data_dir)
         result = evaluate(run.load_network().to(default_device()), data.test, masked_by=self.masked_by)
