@@ -50,8 +50,8 @@ def load() -> list[list[dict[str, Any]]]:
 
 def table(groups: list[list[dict[str, Any]]]) -> str:
     """A row for each group: mean ± spread (n), time, hardware, commit and command."""
-    head = "data|network|recipe|parameters|test error, %|the paper's|training, min|hardware|commit|command".split("|")
-    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    head = "| data | network | recipe | parameters | test error, % | the paper's | training, min | "
+    rows = [f"{head}hardware | commit | command |", "|---" * 10 + "|"]
     for group in groups:
         errors = [100 * run["test"]["errors"] / run["test"]["n"] for run in group]
         spread = f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""

@@ -32,7 +32,7 @@ def attack(
     epsilons: Sequence[float] = EPSILONS,
     seed: int = 0,
 ) -> Path:
-    """Attack `count` images, drawn by seed, check the first 100 of them for masked gradients, and draw what came out.
+    """Attack `count` images, drawn by seed, check the first 50 of them for masked gradients, and draw what came out.
 
     Raises InputError for an epsilon outside [0, 1] and no images.
     """
@@ -40,7 +40,7 @@ def attack(
         raise InputError(f"an attack takes at least one image, not {count}")
     drawn = images.select(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count])
     attacks = measure_attacks(networks, drawn, epsilons=epsilons, seed=seed)
-    masking = measure_masking(networks, drawn.select(torch.arange(min(100, len(drawn)))), Probe(seed=seed))
+    masking = measure_masking(networks, drawn.select(torch.arange(min(50, len(drawn)))), Probe(seed=seed))
     return draw_attacks(attacks, path, masking=masking)
 
 

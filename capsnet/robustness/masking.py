@@ -49,11 +49,11 @@ class Probe:
     epsilon: float = 0.1
     large: float = 0.5
     """An ε within which every image can be made an even grey, so that no network can be right."""
-    steps: int = 40
+    steps: int = 20
     """Iterations of PGD."""
-    starts: int = 5
+    starts: int = 3
     """Random starts of PGD."""
-    few: int = 20
+    few: int = 10
     """Images for the search without gradients, which asks the network a thousand times for each."""
     search_steps: int = 5
     """Steps of that search."""
