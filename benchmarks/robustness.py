@@ -36,7 +36,8 @@ def main() -> None:
     words.add_argument("run", type=Path)
     words.add_argument("--beside", type=Path, nargs="*", default=[])
     words.add_argument("--other", help="data that the network should not know")
-    words.add_argument("--images", type=int, default=1000, help="test images to attack (%(default)s)")
+    words.add_argument("--only", nargs="*", choices=["affine", "detection", "attacks"], help="not all three")
+    words.add_argument("--images", type=int, default=1000, help="test images to change and to attack (%(default)s)")
     asked = words.parse_args()
     keep_freed_memory()
     run = load_run(asked.run)
@@ -44,11 +45,13 @@ def main() -> None:
     networks = {path.name: load_run(path).load_network().to(device) for path in (asked.run, *asked.beside)}
     network, name = networks[asked.run.name], asked.run.name
     other = load_data(asked.other) if asked.other else None
-    keep(
-        name, "affine", folder / "affine.png", lambda path: change(networks, data.test, data.classes, path, count=1000)
-    )
-    keep(name, "detection", folder / "detection.png", lambda path: detect(run, network, data, path, other=other))
-    keep(name, "attacks", folder / "attacks.png", lambda path: attack(networks, data.test, path, count=asked.images))
+    measurements: dict[str, Callable[[Path], Any]] = {
+        "affine": lambda path: change(networks, data.test, data.classes, path, count=asked.images),
+        "detection": lambda path: detect(run, network, data, path, other=other),
+        "attacks": lambda path: attack(networks, data.test, path, count=asked.images),
+    }
+    for what in asked.only or measurements:
+        keep(name, what, folder / f"{what}.png", measurements[what])
 
 
 if __name__ == "__main__":
