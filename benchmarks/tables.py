@@ -55,7 +55,8 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
     for group in groups:
         errors = [100 * run["test"]["errors"] / run["test"]["n"] for run in group]
         spread = f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""
-        minutes = mean(run["training_seconds"] for run in group) / 60
+        times = [run["training_seconds"] for run in group if run["training_seconds"] is not None]
+        minutes = f"{mean(times) / 60:.1f}" if times else "—"
         first = group[0]
         where = first["environment"]
         cells = [
@@ -65,7 +66,7 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
             f"{first['parameters']:,}",
             f"**{mean(errors):.2f}**{spread} (n = {len(errors)})",
             PAPER.get(first["data"], "—") if first["fields"]["network"] == "capsnet" else "—",
-            f"{minutes:.1f}",
+            minutes,
             f"{where['device']}, {where['cores']} cores, torch {where['torch']}, {where['precision']}",
             (where["commit"] or "—")[:7],
             f"`{where['command']}`",
@@ -86,7 +87,7 @@ def robustness() -> str:
             measured = json.loads(path.read_text())
             where = measured["environment"]
             machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
-            made += f"\n## {told}\n{machine}; {measured['seconds']:.0f} s; `{where['command']}`\n\n{rows(measured)}"
+            made += f"\n## {told}\n{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`\n\n{rows(measured)}"
     return made
 
 
