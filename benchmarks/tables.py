@@ -87,7 +87,8 @@ def robustness() -> str:
             measured = json.loads(path.read_text())
             where = measured["environment"]
             machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
-            made += f"\n## {told}\n{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`\n\n{rows(measured)}"
+            how = f"{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`"
+            made += f"\n## {told}\n{how}\n\n{rows(measured)}"
     return made
 
 
@@ -99,7 +100,13 @@ def percent(right: int, n: int) -> str:
 
 def attack_rows(measured: dict[str, Any]) -> str:
     """Accuracy by network, attack and strength, and the checks for masked gradients."""
-    lines = []
+    lines = [
+        "What a smaller change fools counts as fooled by a larger one. Where DeepFool finds nothing an image counts as "
+        "right: its curve is an upper bound. The checks for masked gradients follow one run of PGD, whose step is "
+        "2.5 ε / 20: half-way it has barely reached the boundary. The search without gradients is small, so that it "
+        "finds less says little.",
+        "",
+    ]
     for attack in dict.fromkeys(curve["attack"] for curve in measured["curves"]):
         curves = [curve for curve in measured["curves"] if curve["attack"] == attack]
         strengths = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
@@ -116,7 +123,10 @@ def attack_rows(measured: dict[str, Any]) -> str:
 
 def detection_rows(measured: dict[str, Any]) -> str:
     """What is flagged of each kind of image."""
-    words = f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images.\n\n"
+    words = (
+        f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. "
+        "The aware attack stops just below it, so its AUC is no measure of detection: its flagged share is.\n\n"
+    )
     rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]
     for kind in (measured["clean"], *measured["suspects"]):
         attacked = kind["epsilon"] is not None

@@ -123,6 +123,7 @@ class Run:
 
     def write_results(self, network: CapsNet | ConvBaseline, data: Data, result: Evaluation) -> Path:
         """Write results.json: the evaluation on the test images, and everything that it stands on."""
+        environment = self.folder / "environment.json"
         measured = {"accuracy": result.accuracy, "per_class": result.per_class} | asdict(result)
         about = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -130,7 +131,7 @@ class Run:
             "validation_images": len(data.validation),
             "training_seconds": self.seconds,
             "validation": self.records("validation"),
-            "environment": json.loads((self.folder / "environment.json").read_text()),
+            "environment": json.loads(environment.read_text()) if environment.is_file() else {},
         }
         return self.write_json("results.json", {"test": measured} | about | self.about())
 

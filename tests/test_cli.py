@@ -147,7 +147,7 @@ def test_the_errors_alone_are_drawn_when_asked(here):
         ("couplings ended --image 2", ["couplings.png"]),
         ("targeted ended", ["targeted.png"]),
         ("detection ended --count 5 --other digits", ["detection.png"]),
-        ("affine ended --beside ended --count 9", ["affine.png"]),
+        ("affine ended --beside blind --count 9", ["affine.png"]),
         ("attacks ended --images 3 --epsilons 0.1 0.3", ["attacks.png"]),
     ],
 )
@@ -220,6 +220,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("tweaks ended --image 360", "there is no image 360: the set has images 0 to 359"),
         ("couplings ended --image 360", "360"),
         ("detection ended --other mnist", "mnist"),
+        ("affine ended --beside ended", "two runs are named ended"),
         ("affine ended --beside nowhere", "nowhere is no run folder"),
         ("affine ended --count 0", "0"),
         ("attacks ended --epsilons 1.5", "1.5"),

@@ -54,7 +54,8 @@ def draw_attacks(attacks: Attacks, path: Path, *, masking: Masking | None = None
         bim, pgd = attacks.settings["bim_steps"], attacks.settings["pgd_steps"]
         caption = (
             "Bands: 95 % intervals by Wilson's score. What is fooled by a smaller change counts as fooled by a larger "
-            f"one. BIM: {bim} steps, PGD: {pgd} steps from a random start, each until it has fooled."
+            "one. Where DeepFool finds nothing it counts as right, so that its curve is an upper bound. "
+            f"BIM: {bim} steps, PGD: {pgd} steps from a random start, each until it has fooled."
         )
         figure.supxlabel(wrapped(caption, WIDTH, SMALL), fontsize=SMALL, color=GREY, x=0.01, ha="left")
     numbers: dict[str, Any] = {"settings": attacks.settings, "curves": [_numbers(curve) for curve in attacks.curves]}

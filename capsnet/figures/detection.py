@@ -44,7 +44,8 @@ CAPTION = (
     "Flagged is an image whose error, that of the winning capsule's drawing, squared and summed over pixels, is above "
     "the threshold. Validation images alone have set it: {percentile:g} % of n = {n:,} are not above it. Attacks start "
     "from test images that are classified right and count where they fooled the network; the aware attack also seeks "
-    "an error below the threshold. Intervals: 95 %, Wilson. Dots: the threshold. AUC: the area below a curve."
+    "an error below the threshold. Intervals: 95 %, Wilson. Dots: the threshold. AUC: the area below a curve; the "
+    "aware attack stops just below the one threshold that it knows, so that elsewhere on its curve nobody is aware."
 )
 
 

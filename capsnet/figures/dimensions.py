@@ -123,7 +123,7 @@ def steps(extent: float, step: float) -> list[float]:
     Raises InputError where the extent is no whole number of steps, or more than 25.
     """
     if not (0 < extent < inf and 0 < step < inf):
-        raise InputError(f"tweaks run from -extent to extent by steps, both above 0, not {extent:g} by {step:g}")
+        raise InputError(f"a tweak's range and step are above 0, not {extent:g} and {step:g}")
     count = round(extent / step) if extent / step < 2 * MOST else 2 * MOST
     if count > MOST:
         raise InputError(f"{extent:g} in steps of {step:g} are more than {MOST} each way: choose larger steps")

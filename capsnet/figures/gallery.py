@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -65,7 +66,7 @@ OWN = "The drawing is made from the capsule of the predicted class alone; the la
 
 
 def _sheets(subject: Subject, folder: Path) -> None:
-    for k in range(len(subject.data.classes)):
+    for k in subject.data.test.labels.unique().tolist():
         draw_tweaks(*subject.on_test, folder / f"tweaks-{k}.png", label=k)
         animate_tweaks(*subject.on_test, folder / f"tweaks-{k}.gif", label=k)
 
@@ -160,25 +161,28 @@ def draw_gallery(subject: Subject, names: Sequence[str]) -> None:
     for name in names:
         if name not in GALLERY:
             raise InputError(f"no picture {name!r}: choose from {', '.join(GALLERY)}")
-        if lacking := _lacking(subject.network, GALLERY[name]):
+        if lacking := _lacking(subject, name):
             raise InputError(f"{name} cannot be drawn: {lacking}")
     for name in names:
         GALLERY[name].draw(subject, subject.run.folder / "figures")
 
 
-def fitting(network: Network, names: Iterable[str]) -> list[str]:
-    """Those of the names whose pictures the network can have."""
-    return [name for name in names if not _lacking(network, GALLERY[name])]
+def fitting(subject: Subject, names: Iterable[str]) -> list[str]:
+    """Those of the names whose pictures the subject can have."""
+    return [name for name in names if not _lacking(subject, name)]
 
 
-def _lacking(network: Network, exhibit: Exhibit) -> str:
-    """What keeps an exhibit from being drawn, in words; nothing where it can be."""
-    if exhibit.needs == "a network":
-        return ""
-    if not isinstance(network, CapsNet):
+def _lacking(subject: Subject, name: str) -> str:
+    """What keeps a picture from being drawn, in words; nothing where it can be."""
+    needs = GALLERY[name].needs
+    if needs != "a network" and not isinstance(subject.network, CapsNet):
         return "the network is a baseline without capsules"
-    if exhibit.needs == "a decoder" and network.decoder is None:
+    if needs == "a decoder" and subject.network.decoder is None:
         return "the network has no decoder: train one with --decoder dense"
+    if name == "detection" and not len(subject.data.validation):
+        return "there are no validation images to set a threshold on: train with --validation above 0"
+    if name in ("detection", "attacks") and find_spec("foolbox") is None:
+        return "attacks are foolbox's, which is not installed: pip install foolbox"
     return ""
 
 

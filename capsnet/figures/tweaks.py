@@ -28,8 +28,9 @@ CAPTION = (
     "A number is added to one dimension of one capsule; all else stays as it is, and in the framed column nothing is "
     "added. Ink: how far the other drawings of a row are from that one, on average, summed over pixels; the rows are "
     "sorted by it. A word names the effect, as measured in the first drawing and the last, in pixels (contrast from 0 "
-    "to 1), where one alone explains 40 % or more of how the row changes, and 1.5 times as much as any other. Slant is "
-    "how far the top leans over to the right of the "
+    "to 1): of the effects that steadily grow or shrink by a pixel or more, it alone explains 40 % or more of how the "
+    "row changes, and 1.5 times as much as any other. Thickness and contrast do not compete, nor does loop size with "
+    "width and height. Slant is how far the top leans over to the right of the "
     "bottom, loop size is a radius, and shifts are to the right and up."
 )
 

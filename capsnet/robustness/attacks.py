@@ -130,6 +130,8 @@ def check_attack(networks: Networks, images: ImageSet, epsilons: Sequence[float]
     """Raise InputError for nothing to attack, or an epsilon (Linf) that pixels in [0, 1] cannot be changed by."""
     if not networks or not len(images):
         raise InputError(f"an attack takes networks and images, not {len(networks)} and {len(images)} of them")
+    if not epsilons:
+        raise InputError("an attack takes at least one epsilon")
     for epsilon in epsilons:
         if not 0 <= epsilon <= 1:
             raise InputError(f"epsilon is a change of pixels in [0, 1], so it is from 0 to 1, not {epsilon:g}")

@@ -10,6 +10,7 @@ from einops import reduce
 from torch import Tensor
 
 from capsnet.data import ImageSet
+from capsnet.errors import InputError
 from capsnet.models import CapsNet
 from capsnet.robustness.exposed import Exposed, foolbox_model
 
@@ -55,10 +56,12 @@ def aware_attack(
     Projected descent on max(0, |v_true| - |v_wrong|) + max(0, error/threshold - 1) by the sign of its gradient, v_wrong
     being the longest wrong capsule and error that of its drawing. The start is drawn from the whole ball by seed, a
     step is 2.5 ε / steps long, and an image for which the sum is zero leaves.
-    Raises InputError for a network without decoder.
+    Raises InputError for a network without decoder, an epsilon outside [0, 1] and no step.
 
     images [b, c, h, w] in [0, 1], labels [b] → changed images [b, c, h, w] in [0, 1], no pixel further than epsilon off
     """
+    if not (0 <= epsilon <= 1 and steps >= 1):
+        raise InputError(f"an attack takes an epsilon from 0 to 1 and at least one step, not {epsilon:g} and {steps}")
     exposed: CapsNet = Exposed(network).network  # type: ignore[assignment]
     low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)).to(images.device)

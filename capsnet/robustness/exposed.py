@@ -26,7 +26,13 @@ class Exposed(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] in [0, 1] → capsule lengths or a baseline's logits [b, j]."""
+        """Images [b, c, h, w] in [0, 1] → capsule lengths or a baseline's logits [b, j].
+
+        Raises InputError for images of another shape than the network's.
+        """
+        if images.shape[1:] != self.network.image_shape:
+            shape = list(images.shape)
+            raise InputError(f"this network sees images [b, c, h, w] of {self.network.image_shape}, not {shape}")
         if isinstance(self.network, CapsNet):
             return torch.linalg.vector_norm(self.network.encode(images), dim=-1)  # over the capsule's own axis e
         return self.network(images)
@@ -40,6 +46,6 @@ def foolbox_model(network: CapsNet | ConvBaseline) -> Any:
     try:
         from foolbox import PyTorchModel
     except ImportError as error:
-        raise InputError("attacks are foolbox's, which is not installed: pip install 'capsnet[attack]'") from error
+        raise InputError("attacks are foolbox's, which is not installed: pip install foolbox") from error
     device = next(network.parameters()).device
     return PyTorchModel(Exposed(network), bounds=(0, 1), device=device)

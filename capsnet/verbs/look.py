@@ -57,19 +57,21 @@ class Compare(Look):
 
     def networks(self, network: Any, data: "Data") -> dict[str, Any]:
         """The run's network and those beside it, by the names of their folders."""
-        return {self.run.resolve().name: network} | load_beside(self.beside, data)
+        return {self.run.resolve().name: network} | load_beside(self.run, self.beside, data)
 
 
-def load_beside(folders: tuple[Path, ...], data: "Data") -> dict[str, Any]:
-    """Load the networks of runs to compare with; InputError for one that was trained on other data."""
+def load_beside(beside: Path, folders: tuple[Path, ...], data: "Data") -> dict[str, Any]:
+    """Load the networks of runs to compare a run with; InputError for other data, or for a name that is taken."""
     from capsnet.hardware import default_device
     from capsnet.runs import load_run
 
-    networks = {}
+    networks: dict[str, Any] = {}
     for folder in folders:
         run = load_run(folder)
         if (run.data, run.classes, run.image_shape) != (data.name, data.classes, data.image_shape):
             raise InputError(f"{folder} was trained on {run.data}: only runs on {data.name} can stand beside this one")
+        if folder.resolve().name in (beside.resolve().name, *networks):
+            raise InputError(f"two runs are named {folder.resolve().name}: a picture tells them apart by folder name")
         networks[folder.resolve().name] = run.load_network().to(default_device())
     return networks
 
@@ -100,8 +102,9 @@ class Figures(Compare):
 
         network, data = self.load()
         run, judgement = load_run(self.run), judge(network, data.test)
-        beside, other = load_beside(self.beside, data), load_other(self.other, self.data_dir)
-        draw_gallery(Subject(run, network, data, judgement, beside, other), self.only or fitting(network, ALL))
+        beside, other = load_beside(self.run, self.beside, data), load_other(self.other, self.data_dir)
+        subject = Subject(run, network, data, judgement, beside, other)
+        draw_gallery(subject, self.only or fitting(subject, ALL))
         run.write_results(network, data, judgement.evaluation())
         print(f"report: {write_report(run, network, data, judgement.evaluation())}")
 

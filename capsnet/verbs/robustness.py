@@ -9,12 +9,16 @@ from capsnet.verbs.look import Compare, Look, load_other
 class Targeted(Look):
     """Attack every pair of classes: gradient ascent on the target's length until it wins."""
 
+    per_class: int = 1
+    """Images of each class, each attacked towards every other class."""
+
     def __call__(self) -> None:
         """Attack, draw, and say where."""
         from capsnet.figures.targeted import draw_targeted
 
         network, data = self.load()
-        print(draw_targeted(network, data.test, data.classes, self.pictures / "targeted.png"))
+        path = self.pictures / "targeted.png"
+        print(draw_targeted(network, data.test, data.classes, path, per_class=self.per_class))
 
 
 @dataclass(frozen=True)

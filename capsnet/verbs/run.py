@@ -78,7 +78,8 @@ class Train:
         if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
             save_detector(run, fit_detector(network, data.validation))
         rmtree(run.folder / "figures", ignore_errors=True)  # of weights that are no longer the best
-        draw_gallery(Subject(run, network, data, judgement), fitting(network, QUICK))
+        subject = Subject(run, network, data, judgement)
+        draw_gallery(subject, fitting(subject, QUICK))
         print(f"report: {write_report(run, network, data, judgement.evaluation())}")
 
 

@@ -1,6 +1,9 @@
 """All pictures of a run are drawn by name, those that the network allows, and the report finds them."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from capsnet.baselines import ConvBaseline
 from capsnet.errors import InputError
@@ -33,18 +36,24 @@ def test_the_pictures_that_are_named_are_drawn_and_no_others(subject, asked):
     assert asked == ["attacks", "confusion"]
 
 
-def test_a_capsnet_that_draws_can_have_every_picture(network):
-    assert fitting(network, GALLERY) == list(GALLERY)
+def test_a_capsnet_that_draws_can_have_every_picture(subject):
+    assert fitting(subject(), GALLERY) == list(GALLERY)
 
 
-def test_a_baseline_can_have_what_takes_no_capsules():
+def test_a_baseline_can_have_what_takes_no_capsules(subject):
     baseline = ConvBaseline((1, 8, 8), 3, size="small")
-    assert fitting(baseline, GALLERY) == ["targeted", "affine", "attacks", "lengths", "confusion", "curves"]
+    assert fitting(subject(baseline), GALLERY) == ["targeted", "affine", "attacks", "lengths", "confusion", "curves"]
 
 
-def test_a_capsnet_without_decoder_can_have_what_takes_no_drawings():
+def test_a_capsnet_without_decoder_can_have_what_takes_no_drawings(subject):
     blind = CapsNet((1, 8, 8), 3, decoder="none", conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3)
-    assert fitting(blind, ALL) == ["couplings", "targeted", "affine", "lengths", "confusion", "curves"]
+    assert fitting(subject(blind), ALL) == ["couplings", "targeted", "affine", "lengths", "confusion", "curves"]
+
+
+def test_without_validation_images_attacks_are_not_detected(subject):
+    whole = subject()
+    nothing = replace(whole.data, validation=whole.data.validation.select(torch.arange(0)))
+    assert "detection" not in fitting(replace(whole, data=nothing), ALL)
 
 
 def test_a_name_that_is_none_is_refused_before_anything_is_drawn(subject, asked):

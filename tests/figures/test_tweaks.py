@@ -102,10 +102,10 @@ def test_colour_images_that_are_not_square_are_drawn_in_colour(tmp_path):
         ({"extent": 0.25, "step": 0.5}, "steps of 0.5 do not lead from 0 to 0.25: choose steps of 0.25, say"),
         ({"extent": 0.25, "step": 0.005}, "0.25 in steps of 0.005 are more than 25 each way: choose larger steps"),
         ({"extent": 1e300, "step": 1e-300}, "more than 25 each way"),
-        ({"extent": 0.0}, "both above 0, not 0 by 0.05"),
-        ({"step": -0.05}, "both above 0, not 0.25 by -0.05"),
-        ({"step": float("nan")}, "both above 0, not 0.25 by nan"),
-        ({"extent": float("inf")}, "both above 0, not inf by 0.05"),
+        ({"extent": 0.0}, "above 0, not 0 and 0.05"),
+        ({"step": -0.05}, "above 0, not 0.25 and -0.05"),
+        ({"step": float("nan")}, "above 0, not 0.25 and nan"),
+        ({"extent": float("inf")}, "above 0, not inf and 0.05"),
     ],
 )
 @pytest.mark.parametrize("draw", [draw_tweaks, animate_tweaks])

@@ -9,7 +9,7 @@ from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
-from capsnet.robustness import detection
+from capsnet.robustness import detector
 from capsnet.robustness.detection import auc, measure_detection
 from capsnet.robustness.detector import drawing_errors, fit_detector, look
 from tests.training import few_digits
@@ -64,7 +64,7 @@ def test_the_test_images_take_no_part_in_the_threshold(network, measured):
 
 
 def test_only_the_first_validation_images_set_the_threshold_where_there_are_many(network, monkeypatch):
-    monkeypatch.setattr(detection, "VALIDATION", 20)
+    monkeypatch.setattr(detector, "VALIDATION", 20)
     many, first = few_digits().validation, few_digits().validation.select(torch.arange(20))
     assert fit_detector(network, many) == fit_detector(network, first)
     assert fit_detector(network, many).n == 20

@@ -55,5 +55,5 @@ def test_the_scores_are_the_logits_of_a_baseline_without_dropout():
 
 def test_without_foolbox_an_attack_says_how_to_install_it(network, monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    with pytest.raises(InputError, match=r"not installed: pip install 'capsnet\[attack\]'"):
+    with pytest.raises(InputError, match=r"not installed: pip install foolbox"):
         foolbox_model(network)
