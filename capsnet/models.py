@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from capsnet.checks import check_choice, check_sizes
+from capsnet.checks import check_choice, check_images, check_sizes
 from capsnet.errors import InputError
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps
 from capsnet.ops.reference import Gradient, check_routing
@@ -113,8 +113,7 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
 
         images [b, c, h, w] in [0, 1] → children [b, i, d]
         """
-        if images.shape[1:] != self.image_shape:
-            raise InputError(f"this network sees images [b, c, h, w] of {self.image_shape}, not {list(images.shape)}")
+        check_images(images, self.image_shape)
         x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
         return self.primary_caps(x)  # [b, 1152, 8]
 
@@ -123,10 +122,14 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
 
         capsules [b, j, e], classes [b] → drawing [b, c, h, w] in [0, 1]
         """
+        self.check_draws()
+        mask = F.one_hot(classes, capsules.shape[1]).to(capsules.dtype)  # [b, j]
+        return self.decoder(capsules * mask.unsqueeze(-1))  # type: ignore[misc]  # it is there, as checked
+
+    def check_draws(self) -> None:
+        """Raise InputError without a decoder."""
         if self.decoder is None:
             raise InputError("this network has no decoder, so it cannot draw: train one with --decoder dense")
-        mask = F.one_hot(classes, capsules.shape[1]).to(capsules.dtype)  # [b, j]
-        return self.decoder(capsules * mask.unsqueeze(-1))
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> CapsNetOutput:
         """Classify and draw; the capsule that is drawn is that of `classes`, or the longest one if None.

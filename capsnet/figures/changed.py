@@ -58,8 +58,7 @@ def draw_changed(
     rotated and shifted at random, by seed. The answers are kept beside the picture.
     Raises InputError for a network without decoder, a set without images, and a count below 1.
     """
-    if network.decoder is None:
-        raise InputError("this network has no decoder, so it cannot draw: train one with --decoder dense")
+    network.check_draws()
     if not len(images) or count < 1:
         raise InputError(f"a picture has at least one image, not {min(count, len(images))}")
     shown = _answered(network, images.select(torch.arange(min(count, len(images)))), seed)

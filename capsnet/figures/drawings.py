@@ -91,8 +91,7 @@ def draw_drawings(
 
 
 def _check(network: CapsNet, images: ImageSet, count: int, columns: int) -> None:
-    if network.decoder is None:
-        raise InputError("this network has no decoder, so it cannot draw: train one with --decoder dense")
+    network.check_draws()
     if not len(images):
         raise InputError("there are no images to draw")
     if count < 1 or columns < 1:

@@ -12,10 +12,10 @@ from torch import Tensor
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
+from capsnet.robustness.descent import STEP, seeded
 from capsnet.robustness.exposed import Exposed, foolbox_model
 
 BATCH = 100
-STEP = 2.5  # of epsilon, over the steps: far enough to cross the ball and turn back
 GAP, ROOM = 0.01, 0.01  # how far beyond both aims an attack goes: in length, and as a share of the threshold
 
 
@@ -42,8 +42,7 @@ def attacks(
     }
     pixels, labels = (part.to(model.device).split(BATCH) for part in (images.images / 255, images.labels))
     for name, attack in by_name.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)  # foolbox draws PGD's start by PyTorch's own generator
+        with seeded(seed):  # foolbox draws PGD's start by PyTorch's own generator
             changed = [attack(*batch) for batch in zip(pixels, labels, strict=True)]
         yield name, torch.cat(changed)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEVER = 10**9  # steps: more than any attack takes
+STEP = 2.5  # of epsilon, over the steps: far enough to cross the ball and turn back
 ROUNDING = 1e-5  # by which float32 may leave a ball
 
 
@@ -82,7 +83,7 @@ def descend(
         "PGD": attacks.LinfProjectedGradientDescentAttack,
     }
     kind: Any = type(attack, (StopsWhenFooled, kinds[attack]), {})
-    attacker = kind() if attack == "FGSM" else kind(steps=steps, rel_stepsize=2.5 / steps)
+    attacker = kind() if attack == "FGSM" else kind(steps=steps, rel_stepsize=STEP / steps)
     adversarial = attacker.run(model, pixels, Misclassification(labels), epsilon=epsilon)
     check_within(adversarial, pixels, epsilon)
     resisting = attacker.resisting()

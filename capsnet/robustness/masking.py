@@ -15,7 +15,7 @@ from torch import Tensor
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
 from capsnet.robustness.attacks import BATCH, Networks, check_attack, check_counts, select_right
-from capsnet.robustness.descent import NEVER, check_within, descend, seeded
+from capsnet.robustness.descent import NEVER, STEP, check_within, descend, seeded
 from capsnet.robustness.exposed import foolbox_model
 
 SLACK = 0.05  # share of the images: what is still called no difference
@@ -122,7 +122,7 @@ def _transfer(name: str, model: Any, others: dict[str, Any], images: ImageSet, p
     from foolbox.criteria import Misclassification
 
     rule = "images made for another network fool no more than its own"
-    attack = LinfProjectedGradientDescentAttack(steps=probe.steps, rel_stepsize=2.5 / probe.steps)
+    attack = LinfProjectedGradientDescentAttack(steps=probe.steps, rel_stepsize=STEP / probe.steps)
     own = _fooled_after(model, images, probe.epsilon, probe.steps) == NEVER
     accuracies = {"its own": float(own.double().mean())}
     for other, source in others.items():
