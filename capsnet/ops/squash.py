@@ -15,3 +15,14 @@ def squash(s: Tensor) -> Tensor:
     exact = torch.promote_types(s.dtype, torch.float32)  # in which the square of a long float16 vector has room
     length = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=exact)  # over the capsule's own axis e
     return (s * (length / (1 + length.square()))).to(s.dtype)
+
+
+def squash_gradient(s: Tensor, grad: Tensor) -> Tensor:
+    """The gradient for `s` of squash(s), whose own gradient is `grad`; zero where s is.
+
+    s [..., e], grad [..., e] → [..., e]
+    """
+    length = torch.linalg.vector_norm(s, dim=-1, keepdim=True)  # over the capsule's own axis e
+    shrink = 1 / (1 + length.square())
+    along = (s * grad).sum(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(s.dtype).tiny)
+    return grad * (length * shrink) + s * (along * (1 - length.square()) * shrink.square())

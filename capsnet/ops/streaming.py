@@ -1,0 +1,143 @@
+"""Routing's three passes over the children in plain PyTorch, a tile at a time: the votes are never all there.
+
+With û_ij = W_ij x_i, a vote need not exist for its product or its sum to be taken:
+
+    û_ij·V_j      = x_i · (W_ij V_j)          agreement
+    Σ_i c_ij û_ij = Σ_i (c_ij x_i) W_ij       weighted sum
+
+Both are one matrix product a parent and a pass over [b, d, i]. A tile holds so few children and images that what is
+made between two products stays in the processor's cache. Shapes: children [b, i, d], weight [i, j, d, e], prior
+[i, j], agreed and grad [b, j, e]; in a tile x [b, d, i], w [j, d·i, e] and what is of couples [j, b, i].
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+CACHE = 1 << 18  # numbers of a tile, over parents, images, children and their axis d
+LEAST = 16  # children in a tile, of which a product should have some
+
+
+class Tile(NamedTuple):
+    """Some children of some images."""
+
+    images: slice
+    children: slice
+    x: Tensor  # [b, d, i]
+    w: Tensor  # [j, d·i, e]
+    prior: Tensor | None  # [j, 1, i]
+
+
+class Passes:
+    """The passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior [i, j].
+
+    `leaky` gives the children an orphan class. Sums, logits and gradients are in float32, or in float64 for such
+    children.
+    """
+
+    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
+        self.children, self.weight, self.prior, self.leaky = children, weight, prior, leaky
+        self.exact = torch.promote_types(children.dtype, torch.float32)
+
+    def weighted_sum(self, agreed: Tensor) -> Tensor:
+        """s_j = Σ_i c_ij û_ij [b, j, e], where the logits are prior_ij + û_ij·V_j and V is `agreed` [b, j, e]."""
+        agreed = rearrange(agreed, "b j e -> j b e").to(self.children.dtype)
+        total = torch.zeros_like(agreed, dtype=self.exact)
+        for tile in self._tiles():
+            couplings, _ = self._couple(tile, agreed[:, tile.images])
+            total[:, tile.images] += _gather(couplings, tile)
+        return rearrange(total, "j b e -> b j e")
+
+    def pull(self, agreed: Tensor, grad: Tensor) -> Tensor:
+        """The gradient for `agreed` [b, j, e] of a weighted sum whose own gradient is `grad` [b, j, e]."""
+        agreed, grad = (rearrange(t, "b j e -> j b e").to(self.children.dtype) for t in (agreed, grad))
+        total = torch.zeros_like(agreed, dtype=self.exact)
+        for tile in self._tiles():
+            couplings, _ = self._couple(tile, agreed[:, tile.images])
+            strayed = _stray(couplings, _agree(_spread(grad[:, tile.images], tile), tile))
+            total[:, tile.images] += _gather(strayed, tile)
+        return rearrange(total, "j b e -> b j e")
+
+    def gradients(self, agreed: Tensor, grad: Tensor, through: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The gradients for children, weight and prior of weighted sums whose own gradients are `grad`.
+
+        agreed and grad [t, b, j, e] are those of t iterations. Without `through` the agreement is a constant, so that
+        only the prior has a gradient through the couplings.
+        """
+        agreed, grad = (rearrange(t, "t b j e -> t j b e").to(self.children.dtype) for t in (agreed, grad))
+        grad_children, grad_weight, grad_prior = (
+            None if like is None else torch.zeros_like(like, dtype=self.exact, memory_format=torch.contiguous_format)
+            for like in (self.children, self.weight, self.prior)
+        )
+        for tile in self._tiles():
+            to_x, to_w = (torch.zeros_like(like, dtype=self.exact) for like in (tile.x, tile.w))
+            for v, g in zip(agreed[:, :, tile.images], grad[:, :, tile.images], strict=True):
+                couplings, drawn = self._couple(tile, v)
+                pushed = _spread(g, tile)  # [j, b, d, i]
+                _share(couplings, pushed, g, tile, to_x, to_w)
+                if not through and grad_prior is None:
+                    continue
+                strayed = _stray(couplings, _agree(pushed, tile))
+                if through:
+                    _share(strayed, drawn, v, tile, to_x, to_w)
+                if grad_prior is not None:
+                    grad_prior[tile.children] += rearrange(strayed.sum(dim=1), "j i -> i j")  # over images b
+            grad_children[tile.images, tile.children] = rearrange(to_x, "b d i -> b i d")
+            grad_weight[tile.children] += rearrange(to_w, "j (d i) e -> i j d e", i=to_x.shape[2])
+        return grad_children, grad_weight, grad_prior
+
+    def _tiles(self) -> Iterator[Tile]:
+        """Cut the work into tiles, all images of some children before the next children."""
+        (b, i, d), j = self.children.shape, self.weight.shape[1]
+        images = max(1, min(b, CACHE // (LEAST * j * d)))
+        places = max(1, min(i, CACHE // (images * j * d)))
+        for start in range(0, i, places):
+            some = slice(start, start + places)
+            w = rearrange(self.weight[some], "i j d e -> j (d i) e").contiguous()
+            prior = None if self.prior is None else rearrange(self.prior[some], "i j -> j 1 i")
+            for first in range(0, b, images):
+                part = slice(first, first + images)
+                x = rearrange(self.children[part, some], "b i d -> b d i").contiguous()
+                yield Tile(part, some, x, w, prior)
+
+    def _couple(self, tile: Tile, agreed: Tensor) -> tuple[Tensor, Tensor]:
+        """The couplings [j, b, i], and what W makes of the agreed parents [j, b, d, i]."""
+        spread = _spread(agreed, tile)
+        logits = _agree(spread, tile)
+        logits = logits if tile.prior is None else logits + tile.prior
+        if self.leaky:
+            logits = torch.cat([logits, logits.new_zeros(1, *logits.shape[1:])])
+        couplings = logits.softmax(dim=0)  # over parents j, and the orphan
+        return couplings[: len(agreed)], spread
+
+
+def _spread(vectors: Tensor, tile: Tile) -> Tensor:
+    """What W makes of a vector of each parent, for every child: [j, b, e] → [j, b, d, i]."""
+    return torch.bmm(vectors, tile.w.transpose(1, 2)).unflatten(2, tile.x.shape[1:])
+
+
+def _agree(spread: Tensor, tile: Tile) -> Tensor:
+    """The product of each child with what was spread to it: [j, b, d, i] → [j, b, i]."""
+    exact = torch.promote_types(spread.dtype, torch.float32)
+    return (spread * tile.x).sum(dim=2, dtype=exact)  # over the child's own axis d
+
+
+def _gather(shares: Tensor, tile: Tile) -> Tensor:
+    """The sum of the votes by shares: [j, b, i] → [j, b, e]."""
+    shares = shares.to(tile.x.dtype).unsqueeze(2)  # [j, b, 1, i]
+    return torch.bmm((shares * tile.x).flatten(2), tile.w)
+
+
+def _stray(couplings: Tensor, pushes: Tensor) -> Tensor:
+    """The gradient for the logits [j, b, i] of couplings that are pushed."""
+    return couplings * (pushes - (couplings * pushes).sum(dim=0))  # over parents j
+
+
+def _share(shares: Tensor, spread: Tensor, vectors: Tensor, tile: Tile, to_x: Tensor, to_w: Tensor) -> None:
+    """Add the gradients of Σ shares_ij û_ij·vector_j for the tile's children and matrices."""
+    shares = shares.to(tile.x.dtype).unsqueeze(2)  # [j, b, 1, i]
+    to_x += (shares * spread).sum(dim=0, dtype=to_x.dtype)  # over parents j
+    to_w += torch.bmm((shares * tile.x).flatten(2).transpose(1, 2), vectors)

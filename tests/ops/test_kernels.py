@@ -1,0 +1,214 @@
+"""Routing in Triton is its twin: on a GPU where there is one, else under Triton's interpreter."""
+
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+
+import pytest
+import torch
+from einops import einsum
+
+from capsnet.errors import InputError
+from capsnet.ops.reference import couple, vote
+from tests.ops.test_routing import LargestTensor
+
+if find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+GPU = torch.cuda.is_available()
+FUNCTIONS = ("weighted_sum", "pull", "gradients")
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """A process for the kernels: Triton asks whether to interpret as it is imported, and then for the whole process."""
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(GPU,)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def call(worker):
+    """Calls a function of the kernels by its name, on the GPU if there is one; options are the kernels' constants."""
+    return lambda name, *args, **constants: _in(worker, _call, name, args, constants)
+
+
+def _in(worker, function, *args):
+    return pickle.loads(worker.submit(function, pickle.dumps(args)).result())
+
+
+def _start(gpu):
+    if not gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # fills memory with NaN where nothing has been written yet
+
+
+def _call(pickled):
+    from capsnet.ops import kernels
+
+    name, args, constants = pickle.loads(pickled)
+    kept = {constant: getattr(kernels, constant) for constant in constants}
+    vars(kernels).update(constants)
+    try:
+        result = getattr(kernels, name)(*(_placed(t) if isinstance(t, torch.Tensor) else t for t in args))
+    finally:
+        vars(kernels).update(kept)
+    results = result if isinstance(result, tuple) else (result,)
+    return pickle.dumps([t if t is None else t.cpu() for t in results])
+
+
+def _placed(tensor):
+    """The same numbers on the device, and there, if contiguous, in the middle of memory that is otherwise NaN."""
+    tensor = tensor.cuda() if GPU else tensor
+    if not tensor.is_contiguous():
+        return tensor
+    sea = tensor.new_full((tensor.numel() + 512,), torch.nan)
+    return sea[256:-256].view(tensor.shape).copy_(tensor)
+
+
+def _largest(pickled):
+    with LargestTensor() as largest:
+        _call(pickled)
+    return pickle.dumps(largest.nbytes)
+
+
+def twin(children, weight, agreed, prior, leaky):
+    """The weighted sum of votes that are stored: Procedure 1, lines 4 and 5."""
+    votes = vote(children, weight)
+    logits = votes.new_zeros(votes.shape[:3])
+    logits = logits if prior is None else logits + prior
+    logits = logits if agreed is None else logits + einsum(votes, agreed, "b i j e, b j e -> b i j")
+    return einsum(couple(logits, leaky), votes, "b i j, b i j e -> b j e")
+
+
+def twins(name, children, weight, agreed, prior, leaky, grad=None):
+    """What the function of this name is to give, by the twin and autograd, as a list."""
+    if name == "weighted_sum":
+        return [twin(children, weight, agreed, prior, leaky)]
+    if name == "pull":
+        agreed = (torch.zeros_like(grad) if agreed is None else agreed.clone()).requires_grad_()
+        return list(torch.autograd.grad(twin(children, weight, agreed, prior, leaky), agreed, grad))
+    leaves = [None if t is None else t.clone().requires_grad_() for t in (children, weight, prior)]
+    agreed = [None] * len(grad) if agreed is None else agreed
+    sums = [twin(leaves[0], leaves[1], v, leaves[2], leaky) for v in agreed]
+    found = iter(torch.autograd.grad(sums, [t for t in leaves if t is not None], list(grad)))
+    return [None if t is None else next(found) for t in leaves]
+
+
+def inputs(b, i, j, d, e, *, t=2, prior=True, leaky=False, dtype=torch.float64):
+    """Arguments of each function, of such a size that a softmax over the parents is neither flat nor steep."""
+    children, weight = torch.randn(b, i, d), torch.randn(i, j, d, e) * d**-0.5
+    agreed, grad = torch.randn(t, b, j, e) * e**-0.5, torch.randn(t, b, j, e)
+    start = torch.randn(i, j) if prior else None
+    children, weight, agreed, start, grad = (
+        x if x is None else x.to(dtype) for x in (children, weight, agreed, start, grad)
+    )
+    return {
+        "weighted_sum": (children, weight, agreed[0], start, leaky),
+        "pull": (children, weight, agreed[0], start, leaky, grad[0]),
+        "gradients": (children, weight, agreed, start, leaky, grad),
+    }
+
+
+ODD = [
+    (1, 1, 1, 1, 1),
+    (2, 7, 3, 5, 8),
+    (3, 1, 10, 8, 16),
+    (33, 9, 2, 8, 16),
+    (2, 2, 2, 33, 33),
+    (1, 1153, 1, 1, 5),
+    pytest.param((2, 1153, 1000, 8, 16), marks=pytest.mark.skipif(not GPU, reason="an hour under the interpreter")),
+]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("shape", ODD, ids=str)
+def test_sums_and_gradients_are_the_twins_at_odd_shapes_in_a_sea_of_nan(name, shape, call):
+    args = inputs(*shape, t=1)[name]
+    torch.testing.assert_close(call(name, *args), twins(name, *args))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("agreed", [False, True], ids=["no agreement", "agreement"])
+@pytest.mark.parametrize("prior", [False, True], ids=["no prior", "prior"])
+@pytest.mark.parametrize("leaky", [False, True], ids=["softmax", "leaky"])
+def test_every_kind_of_logits_is_the_twins(name, agreed, prior, leaky, call):
+    children, weight, v, *others = inputs(2, 3, 2, 2, 3, prior=prior, leaky=leaky)[name]
+    args = (children, weight, v if agreed else None, *others)
+    torch.testing.assert_close(call(name, *args), twins(name, *args))
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_gradients_are_summed_over_the_iterations(t, call):
+    args = inputs(2, 3, 2, 2, 3, t=t)["gradients"]
+    torch.testing.assert_close(call("gradients", *args), twins("gradients", *args))
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "pull"])
+@pytest.mark.parametrize("programs", [1, 2, 100], ids=["no split", "uneven splits", "a split a tile"])
+def test_children_may_be_split_among_programs(name, programs, call):
+    args = inputs(2, 33, 1, 8, 3)[name]  # five tiles of children, the last with one child
+    torch.testing.assert_close(call(name, *args, PROGRAMS=programs), twins(name, *args))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_parent_whose_prior_is_minus_infinity_gets_nothing(name, call):
+    children, weight, agreed, prior, *others = inputs(2, 3, 3, 2, 3)[name]
+    prior[:, 0] = -torch.inf
+    args = (children, weight, agreed, prior, *others)
+    torch.testing.assert_close(call(name, *args), twins(name, *args))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_logits_beyond_the_exponential_overflow_nothing(name, call):
+    children, weight, agreed, prior, *others = inputs(2, 3, 3, 2, 3, dtype=torch.float32)[name]
+    args = (children, weight, agreed, prior * 1000, *others)
+    torch.testing.assert_close(call(name, *args), twins(name, *args))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_layout_in_memory_does_not_matter(name, call):
+    args = inputs(2, 3, 2, 4, 3)[name]
+    turned = [t.mT.contiguous().mT if isinstance(t, torch.Tensor) else t for t in args]
+    assert not any(t.is_contiguous() for t in turned if isinstance(t, torch.Tensor))
+    torch.testing.assert_close(call(name, *turned), twins(name, *args))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_empty_batch_has_empty_sums_and_zero_gradients(name, call):
+    args = inputs(0, 7, 3, 5, 8)[name]
+    torch.testing.assert_close(call(name, *args), twins(name, *args))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_errors_are_at_most_twice_the_twins_and_sums_are_float32(name, dtype, call):
+    children, weight, agreed, prior, *others = inputs(64, 16, 3, 8, 16, dtype=dtype)[name]
+    args = (children, weight, agreed, 10 * prior, *others)  # so that a logit's own rounding shows
+    exact = twins(name, *(t.double() if isinstance(t, torch.Tensor) else t for t in args))
+    for truth, ours, its in zip(exact, call(name, *args), twins(name, *args), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean()
+
+
+def test_gradients_too_large_for_float16_are_finite(call):
+    children, weight, agreed, prior, leaky, grad = inputs(2, 3, 2, 2, 3, dtype=torch.float16)["gradients"]
+    found = call("gradients", children, weight, agreed, prior, leaky, grad.float() * 1e6)
+    expected = call("gradients", children, weight, agreed, prior, leaky, grad)
+    torch.testing.assert_close(found, [t * 1e6 for t in expected], rtol=1e-3, atol=1e2)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_of_the_size_of_the_logits_is_ever_made(name, worker):
+    b, i, j, t = 64, 64, 8, 2
+    args = inputs(b, i, j, 1, 2, t=t, prior=False, dtype=torch.float32)[name]
+    largest = _in(worker, _largest, name, args, {})
+    assert largest <= 3 * t * b * i * 4 < b * i * j * 4  # the statistics: three numbers an image, child and iteration
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_matrix_too_large_for_the_chip_is_refused_with_its_size(name, call):
+    with pytest.raises(InputError, match="a vote's matrix of 129 x 128 numbers has no room"):
+        call(name, *inputs(1, 1, 1, 129, 128)[name])
