@@ -1,6 +1,6 @@
-"""Makes RESULTS.md and the README's table from results/*.json, each a results.json copied from a run folder.
+"""Makes RESULTS.md and the README's tables from results/: runs' results.json, and what the other programs here leave.
 
-python benchmarks/tables.py            writes both
+python benchmarks/tables.py            writes both, and draws what was measured of speed into docs/
 python benchmarks/tables.py --check    exits with 1 where they are not what results/ says
 """
 
@@ -11,10 +11,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from capsnet.benchmarks.goals import Results
+from capsnet.benchmarks.pictures import draw
+from capsnet.benchmarks.report import goals_by_device, machine, markdown, tables
 from capsnet.robustness.intervals import wilson
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- results -->", "<!-- /results -->"
+SPEED = {  # by the program that measures it
+    "training": "Training and prediction, step by step",
+    "routing": "Routing",
+    "epoch_to_accuracy": "Time to an accuracy",
+}
 PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
 
 ATTACKS = "Accuracy under attack"
@@ -92,6 +99,37 @@ def robustness() -> str:
     return made
 
 
+def speed() -> dict[str, dict[str, Results]]:
+    """What was measured of speed, by program and device."""
+    folders = {name: sorted((ROOT / "results" / name).glob("*.json")) for name in SPEED}
+    return {name: {path.stem: json.loads(path.read_text()) for path in paths} for name, paths in folders.items()}
+
+
+def speed_in_short(measured: dict[str, dict[str, Results]]) -> str:
+    """What the README shows: what was asked for beside what each device reached, and the steps of training."""
+    made = markdown(goals_by_device(measured))
+    for results in measured["training"].values():
+        made += f"\n{machine(results)}\n\n{markdown(tables('training', results)[0])}"
+    return made
+
+
+def speed_in_full(measured: dict[str, dict[str, Results]]) -> str:
+    """All tables of speed, a section for each program and device."""
+    made = f"\n## Speed\n{markdown(goals_by_device(measured))}"
+    for name, title in SPEED.items():
+        for device, results in measured[name].items():
+            made += f"\n## {title}: {device}\n{machine(results)}\n"
+            made += "".join(f"\n{markdown(table)}" for table in tables(name, results))
+    return made
+
+
+def between(text: str, name: str, made: str) -> str:
+    """The text with what stands between <!-- name --> and <!-- /name --> replaced."""
+    before, rest = text.split(f"<!-- {name} -->\n")
+    after = rest.split(f"<!-- /{name} -->")[1]
+    return f"{before}<!-- {name} -->\n{made}<!-- /{name} -->{after}"
+
+
 def percent(right: int, n: int) -> str:
     """A share with its 95 % interval."""
     low, high = wilson(right, n)
@@ -162,17 +200,19 @@ def affine_rows(measured: dict[str, Any]) -> str:
 
 def main() -> int:
     """Write both files, or say which are out of date."""
-    made = table(load())
-    readme = (ROOT / "README.md").read_text()
-    before, rest = readme.split(START)
-    after = rest.split(END)[1]
-    files = {"README.md": f"{before}{START}\n{made}{END}{after}", "RESULTS.md": HEAD + made + robustness()}
+    made, measured = table(load()), speed()
+    readme = between((ROOT / "README.md").read_text(), "results", made)
+    readme = between(readme, "speed", speed_in_short(measured))
+    files = {"README.md": readme, "RESULTS.md": HEAD + made + robustness() + speed_in_full(measured)}
     stale = [name for name, text in files.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv[1:]:
         print(f"out of date: {', '.join(stale)}: run python benchmarks/tables.py" if stale else "tables are up to date")
         return int(bool(stale))
     for name in stale:
         (ROOT / name).write_text(files[name])
+    for name, devices in measured.items():
+        for device, results in devices.items():
+            draw(name, results, ROOT / "docs" / f"{name}-{device}.png")
     return 0
 
 

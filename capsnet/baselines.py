@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from capsnet.checks import check_choice, check_images, check_sizes
 from capsnet.errors import InputError
+from capsnet.layers import channels_last
 
 BaselineSize = Literal["paper", "small"]
 
@@ -36,7 +37,7 @@ class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
         for before, after in zip((channels, *widths), widths, strict=False):
             convolutions += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU()]
         features = widths[-1] * (height // pool) * (width // pool)
-        self.features = nn.Sequential(*convolutions, nn.MaxPool2d(pool), nn.Flatten())
+        self.features = channels_last(nn.Sequential(*convolutions, nn.MaxPool2d(pool), nn.Flatten()))
         self.head = nn.Sequential(
             nn.Linear(features, hidden[0]),
             nn.ReLU(),

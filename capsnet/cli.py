@@ -1,32 +1,29 @@
 """The command line, from its words to a verb and from a mistake to one line and exit status 2."""
 
-import argparse
 import contextlib
 import errno
 import io
-import logging
 import re
 import sys
-from dataclasses import asdict
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
-from tyro.conf import subcommand
+from typing import TYPE_CHECKING, Any
 
 from capsnet.errors import InputError
-from capsnet.recipe import Recipe
-from capsnet.recipes import find_recipe
-from capsnet.verbs import VERBS
-from capsnet.verbs.run import Train, run_folder
+from capsnet.verbs import VERBS, find_verb
 
-ABOUT = "Capsule networks: train, evaluate, predict, look."
+if TYPE_CHECKING:
+    from capsnet.recipe import Recipe
 
 
-def settings_of(arguments: list[str]) -> tuple[str, Recipe]:
+def settings_of(arguments: list[str]) -> "tuple[str, Recipe]":
     """The recipe that a command line of `train` starts from, by name, before its flags change it."""
+    import argparse
+    from dataclasses import asdict
+
+    from capsnet.recipe import Recipe
+    from capsnet.recipes import find_recipe
+    from capsnet.verbs.train import run_folder
+
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--recipe")
     peek.add_argument("--run", type=Path)
@@ -49,20 +46,28 @@ def settings_of(arguments: list[str]) -> tuple[str, Recipe]:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The verb that a command line asks for, with its flags.
+    """The verb that a command line asks for, with its flags; only that verb's module is imported.
 
     Raises InputError, in one line, for what cannot be understood.
     """
-    train = subcommand("train")
-    if arguments[:1] == ["train"]:
-        name, settings = settings_of(arguments[1:])
-        train = subcommand("train", default=Train(data=tyro.MISSING, recipe=name, settings=settings))
-    others = (Annotated[VERBS[name], subcommand(name)] for name in VERBS if name != "train")
-    verbs: Any = reduce(or_, others, Annotated[Train, train])
+    if not arguments:
+        raise InputError(f"name a verb: one of {', '.join(VERBS)}; `capsnet --help` says what each does")
+    if arguments[0] in ("-h", "--help"):
+        from capsnet.verbs.overview import overview
+
+        print(overview())
+        sys.exit()
+    name, rest = arguments[0], arguments[1:]
+    verb, start = find_verb(name), {}
+    import tyro
+
+    if name == "train":
+        recipe, settings = settings_of(rest)
+        start["default"] = verb(data=tyro.MISSING, recipe=recipe, settings=settings)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(verbs, prog="capsnet", args=arguments, description=ABOUT)
+            return tyro.cli(verb, prog=f"capsnet {name}", args=rest, **start)
     except SystemExit as stop:
         if stop.code != 2:
             raise
@@ -80,10 +85,13 @@ def one_line(box: str) -> str:
 
 def main() -> None:
     """Run a command line; what a user can put right becomes one line on stderr and exit status 2."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("capsnet").setLevel(logging.INFO)
     try:
-        parse(sys.argv[1:])()
+        verb = parse(sys.argv[1:])
+        import logging  # not for a help or a mistake, which are to come at once
+
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("capsnet").setLevel(logging.INFO)
+        verb()
     except InputError as error:
         print(f"capsnet: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import ceil
+from typing import TypeVar
 
 import torch
 from einops import rearrange, repeat
@@ -11,6 +12,16 @@ from capsnet.ops.convolution import strided_conv2d
 from capsnet.ops.reference import Gradient, routing_trace, vote
 from capsnet.ops.routing import route
 from capsnet.ops.squash import squash
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def channels_last(convolutions: Module) -> Module:
+    """The same, with what they are given and give in memory a place's channels after the other: capsules are a view.
+
+    `network.to(memory_format=torch.channels_last)` would turn the matrices of routing too, which are no images.
+    """
+    return convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class PrimaryCaps(nn.Module):
@@ -24,7 +35,7 @@ class PrimaryCaps(nn.Module):
         self, in_channels: int, types: int, dim: int, kernel_size: int, stride: int, scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, types * dim, kernel_size, stride)
+        self.conv = channels_last(nn.Conv2d(in_channels, types * dim, kernel_size, stride))
         self.dim, self.scale = dim, scale
 
     def forward(self, features: Tensor) -> Tensor:
@@ -116,14 +127,16 @@ class ConvDecoder(nn.Module):
         channels, self.height, self.width = image_shape
         self.grid = (128, ceil(self.height / 4), ceil(self.width / 4))
         self.seed = nn.Linear(capsules * dim, self.grid[0] * self.grid[1] * self.grid[2])
-        self.layers = nn.Sequential(
-            nn.ReLU(),
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, channels, 3, padding=1),
-            nn.Sigmoid(),
+        self.layers = channels_last(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
+                nn.ReLU(),
+                nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(32, channels, 3, padding=1),
+                nn.Sigmoid(),
+            )
         )
 
     def forward(self, capsules: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from capsnet.checks import check_choice, check_images, check_sizes
 from capsnet.errors import InputError
-from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps
+from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, channels_last
 from capsnet.ops.reference import Gradient, check_routing
 
 ImageShape = tuple[int, int, int]
@@ -80,7 +80,7 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
         height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:])
         self.image_shape, self.classes, self.slope = image_shape, classes, slope
         self.grid = (height, width)  # of the primary capsules of one type
-        self.conv1 = nn.Conv2d(image_shape[0], conv_channels, conv_kernel)
+        self.conv1 = channels_last(nn.Conv2d(image_shape[0], conv_channels, conv_kernel))
         self.primary_caps = PrimaryCaps(
             conv_channels, primary_types, primary_dim, primary_kernel, primary_stride, primary_scale
         )

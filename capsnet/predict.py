@@ -4,12 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from einops import reduce
+
 from capsnet.data import image_tensor
 from capsnet.evaluation import answer
 from capsnet.hardware import default_device
-from capsnet.losses import reconstruction_loss
 from capsnet.robustness.detector import load_detector
 from capsnet.runs import Run
+
+BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,19 @@ def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> 
     `invert` swaps light and dark first. Raises InputError for a file that is missing or no image.
     """
     network, detector = run.load_network().to(default_device()), load_detector(run)
-    predictions = []
-    for image in images:
-        pixels = (
-            image_tensor(image, run.image_shape, invert=invert).unsqueeze(0).to(default_device()) / 255
-        )  # [1, c, h, w]
+    threshold = None if detector is None else detector.threshold
+    files, predictions = list(images), []
+    for start in range(0, len(files), BATCH):
+        some = files[start : start + BATCH]
+        read = [image_tensor(image, run.image_shape, invert=invert) for image in some]
+        pixels = torch.stack(read).to(default_device()) / 255  # [b, c, h, w]
         given = answer(network, pixels)
-        lengths = dict(zip(run.classes, given.scores[0].tolist(), strict=True))
-        error = None if given.drawings is None else float(reconstruction_loss(given.drawings, pixels))
-        threshold = None if detector is None else detector.threshold
-        suspicious = None if error is None or threshold is None else error > threshold
-        named = run.classes[int(given.predictions[0])]
-        predictions.append(Prediction(str(image), named, lengths, error, threshold, suspicious))
+        errors: list[float | None] = [None] * len(some)
+        if given.drawings is not None:
+            errors = reduce((given.drawings - pixels).square(), "b c h w -> b", "sum").tolist()
+        answers = [run.classes[k] for k in given.predictions.tolist()]
+        for image, named, scores, error in zip(some, answers, given.scores.tolist(), errors, strict=True):
+            suspicious = None if error is None or threshold is None else error > threshold
+            lengths = dict(zip(run.classes, scores, strict=True))
+            predictions.append(Prediction(str(image), named, lengths, error, threshold, suspicious))
     return predictions

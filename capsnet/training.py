@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from shutil import which
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from capsnet.baselines import ConvBaseline
-from capsnet.build import build_network, learning_rate, losses
+from capsnet.build import build_network, learning_rate
 from capsnet.data import Data, batches
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
@@ -25,6 +24,7 @@ from capsnet.logs import Log
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.runs import Run, load_checkpoint, save_checkpoint, save_network
+from capsnet.steps import Step
 
 LOG_STEPS = 20
 
@@ -61,24 +61,21 @@ class _Training:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
         network = build_network(recipe, data.image_shape, len(data.classes))
-        self.network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = torch.compile(self.network) if _compiles(recipe, fabric) else self.network
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.rate, fused=True)
-        self.stateful: dict[str, Any] = {"network": self.network, "optimizer": self.optimizer}
-        if recipe.averaging:
-            ema = get_ema_multi_avg_fn(recipe.averaging)
-            self.stateful["average"] = AveragedModel(self.network, multi_avg_fn=ema)
+        self.network = network.to(fabric.device)
+        self.compiling = _compiles(recipe, fabric)  # until the first step has done it
+        self.learn = Step(self.network, recipe, fabric, compiled=self.compiling)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
         whole = recipe.epochs * self.epoch_steps
         self.steps = whole if recipe.steps is None else min(whole, recipe.steps)
-        self.step, self.least_errors, self.begun = 0, math.inf, time.monotonic()
-        self.measured: list[dict[str, Tensor]] = []  # since the last line of the log
+        self.step, self.rate, self.least_errors, self.begun = 0, recipe.rate, math.inf, time.monotonic()
+        self.measured: list[Tensor] = []  # since the last line of the log, a step's after the other
         self.measured_since = self.begun
 
     @property
     def kept(self) -> CapsNet | ConvBaseline:
         """The network that is evaluated and kept."""
-        return self.stateful["average"].module if self.recipe.averaging else self.network
+        average = self.learn.average
+        return self.network if average is None else average.module  # type: ignore[return-value]  # a network's copy
 
     @property
     def seconds(self) -> float:
@@ -92,7 +89,7 @@ class _Training:
         last = min(self.steps, (epoch + 1) * self.epoch_steps)
         shuffled = batches(self.data.train, self.recipe.batch, shift=self.recipe.shift, generator=order)
         for images, labels in islice(shuffled, done, last - epoch * self.epoch_steps):
-            self.take_step(images, labels)
+            self.take_step(log, images, labels)
             if self.step % LOG_STEPS == 0:
                 self.measure(log, epoch + 1)
             if interrupted():
@@ -104,48 +101,41 @@ class _Training:
         if interrupted():
             raise KeyboardInterrupt
 
-    def take_step(self, images: Tensor, labels: Tensor) -> None:
-        """Forward, backward and Adam for one batch."""
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
-        whole_batch = len(labels) == self.recipe.batch  # another size would be compiled anew
-        with self.fabric.autocast():
-            parts = losses(self.forward if whole_batch else self.network, images, labels, self.recipe)
-        self.optimizer.zero_grad()
-        self.fabric.backward(parts["loss"])
-        self.optimizer.step()
-        if self.recipe.averaging:
-            self.stateful["average"].update_parameters(self.network)
-        self.measured.append({name: part.detach() for name, part in parts.items()})
+    def take_step(self, log: Log, images: Tensor, labels: Tensor) -> None:
+        """Learn from one batch; at the first one it says that it compiles, and how long that took."""
+        self.rate = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
+        begun = time.monotonic()
+        if self.compiling:
+            log.console.print("compiling the network, which later runs will find compiled", highlight=False)
+        self.measured.append(self.learn(images, labels, self.rate))
+        if self.compiling:
+            log.console.print(f"compiled: the first step took {time.monotonic() - begun:.0f} s", highlight=False)
+        self.compiling = False
         self.step += 1
 
     def measure(self, log: Log, epoch: int) -> None:
         """Read what the steps since the last reading measured: the only point where an epoch waits for the device."""
         if not self.measured:
             return
-        rows = {name: torch.stack([parts[name] for parts in self.measured]) for name in self.measured[0]}
-        self.check(rows["loss"])
+        weights = list(self.network.parameters())
+        norms = torch.stack([get_total_norm(weights), get_total_norm([w.grad for w in weights if w.grad is not None])])
+        rows = dict(zip(self.learn.names, torch.stack(self.measured, dim=1).cpu(), strict=True))
+        weight_norm, gradient_norm = norms.tolist()
+        self.check(rows["loss"], weight_norm)
         seconds = time.monotonic() - self.measured_since
-        grads = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        log.train(
-            self.step,
-            epoch,
-            self.seconds,
-            {name: float(values.mean()) for name, values in rows.items()}
-            | {
-                "rate": self.optimizer.param_groups[0]["lr"],
-                "gradient_norm": float(get_total_norm(grads)),
-                "images_per_second": self.recipe.batch * len(self.measured) / seconds,
-            },
-        )
+        measured = {name: float(values.mean()) for name, values in rows.items()}  # over the steps
+        measured |= {"rate": self.rate, "gradient_norm": gradient_norm}
+        measured["images_per_second"] = self.recipe.batch * len(self.measured) / seconds
+        log.train(self.step, epoch, self.seconds, measured)
         self.measured, self.measured_since = [], time.monotonic()
 
-    def check(self, latest: Tensor) -> None:
+    def check(self, latest: Tensor, weight_norm: float) -> None:
         """Raise InputError where one of the latest losses is not finite, or the weights that they led to are not."""
         finite = latest.isfinite()
         if not finite.all():
             step = self.step - len(latest) + int(finite.int().argmin()) + 1
             what = f"the loss at step {step} is not finite"
-        elif not get_total_norm(self.network.parameters()).isfinite():
+        elif not math.isfinite(weight_norm):
             what = f"the weights after step {self.step} are not finite"
         else:
             return
@@ -169,9 +159,11 @@ class _Training:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        state = {name: part.state_dict() for name, part in self.stateful.items()}
         counters = {"step": self.step, "least_errors": self.least_errors, "seconds": self.seconds}
-        save_checkpoint(self.run, state | counters | {"random": torch.get_rng_state()})
+        random = {"random": torch.get_rng_state()}
+        if self.fabric.device.type == "cuda":
+            random["random_cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        save_checkpoint(self.run, self.learn.state_dict() | counters | random)
 
     def restore(self) -> None:
         """Go back to the state that the checkpoint holds.
@@ -180,13 +172,14 @@ class _Training:
         """
         state = load_checkpoint(self.run)
         try:
-            for name, part in self.stateful.items():
-                part.load_state_dict(state[name])
+            self.learn.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"{self.run.checkpoint} is of another network: {' '.join(str(error).split())}") from error
         self.step, self.least_errors = state["step"], state["least_errors"]
         self.begun = time.monotonic() - state["seconds"]
         torch.set_rng_state(state["random"])
+        if self.fabric.device.type == "cuda" and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], self.fabric.device)
 
 
 def _precision(recipe: Recipe, device: torch.device) -> Literal["32-true", "bf16-mixed"]:

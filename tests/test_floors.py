@@ -12,10 +12,10 @@ FLOORS = {
     2: ("layers",),
     3: ("models", "baselines"),
     4: (
-        *("recipe", "recipes", "build", "training", "logs", "runs", "evaluation", "predict", "export", "figures"),
-        *("robustness", "weights"),
+        *("recipe", "recipes", "build", "steps", "training", "logs", "runs", "evaluation", "predict", "export"),
+        *("figures", "robustness", "weights"),
     ),
-    5: ("experiments", "explorer"),
+    5: ("benchmarks", "experiments", "explorer"),
     6: ("cli", "verbs", "printing"),
     7: ("__init__", "__main__"),  # the outside: what is public, and `python -m capsnet`
 }

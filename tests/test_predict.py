@@ -57,6 +57,16 @@ def test_the_drawing_error_is_that_of_the_answers_drawing(trained, pictures):
     torch.testing.assert_close(errors, squares[:20])
 
 
+def test_more_images_than_a_batch_are_answered_in_their_order(trained, pictures, monkeypatch):
+    monkeypatch.setattr("capsnet.predict.BATCH", 8)
+    in_parts = predict(trained, iter(pictures))
+    monkeypatch.setattr("capsnet.predict.BATCH", 20)
+    at_once = predict(trained, pictures)
+    assert [(p.image, p.answer) for p in in_parts] == [(p.image, p.answer) for p in at_once]
+    torch.testing.assert_close([p.drawing_error for p in in_parts], [p.drawing_error for p in at_once])
+    assert predict(trained, []) == []
+
+
 def test_a_negative_is_read_with_light_and_dark_swapped(trained, pictures, tmp_path):
     negative = tmp_path / "negative.png"
     Image.fromarray(255 - few_digits().test.images[0, 0].numpy()).save(negative)

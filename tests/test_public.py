@@ -10,7 +10,10 @@ import pytest
 
 import capsnet
 
-SLOW = {"lightning_fabric", "huggingface_hub", "matplotlib", "sklearn", "PIL", "pooch", "rich", "tensorboard", "tyro"}
+SLOW = {
+    *("lightning_fabric", "huggingface_hub", "matplotlib", "sklearn", "PIL", "pooch", "rich", "tensorboard", "tyro"),
+    "torch._dynamo",
+}
 
 
 def loaded(code):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from capsnet import training
+from capsnet import steps, training
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
@@ -81,13 +81,13 @@ def test_no_test_image_is_read_in_training_and_no_test_label_matters(tmp_path, d
 @pytest.fixture
 def seen(monkeypatch):
     """The batches of images that were trained on."""
-    seen, losses = [], training.losses
+    seen, losses = [], steps.losses
 
     def watched(network, images, *others):
         seen.append(images)
         return losses(network, images, *others)
 
-    monkeypatch.setattr(training, "losses", watched)
+    monkeypatch.setattr(steps, "losses", watched)
     return seen
 
 
@@ -131,13 +131,13 @@ def test_evaluation_leaves_the_network_in_the_mode_it_was_in(training_mode, data
 
 
 def test_after_an_evaluation_the_baseline_drops_out_again(tmp_path, monkeypatch):
-    modes, losses = [], training.losses
+    modes, losses = [], steps.losses
 
     def watched(network, *batch):
         modes.append(network.training)
         return losses(network, *batch)
 
-    monkeypatch.setattr(training, "losses", watched)
+    monkeypatch.setattr(steps, "losses", watched)
     train(tmp_path / "run", replace(TINY, network="small-cnn"))
     assert modes == [True] * 2 * EPOCH
 

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from math import ceil, pi
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+FEW = 24  # images, of which the transform of the weight alone costs more than the direct sum
 
 
 def strided_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
@@ -34,23 +37,46 @@ def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, s
     k, channels = len(weight), stride * stride * weight.shape[1]
     points, taps, outputs = _sizes(images, weight, stride)
     size = [stride * n for n in points]
-    images = F.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))  # a negative pad trims
+    if images.shape[2:] != torch.Size(size):  # a pad by nothing would copy
+        images = F.pad(images, (0, size[1] - images.shape[3], 0, size[0] - images.shape[2]))  # a negative pad trims
     images = rearrange(images, "b c h w -> b h w c")  # a view, where the memory is channels-last
     x = rearrange(images, "b (h s) (w t) c -> (h w) (b s t c)", s=stride, t=stride)
-    w = rearrange(weight, "k c y x -> y x c k")
-    w = F.pad(w, (0, 0, 0, 0, 0, stride * taps[1] - w.shape[1], 0, stride * taps[0] - w.shape[0]))
-    w = rearrange(w, "(y s) (x t) c k -> (y x) (s t c k)", s=stride, t=stride)
+    w = rearrange(weight, "k c y x -> k y x c")  # a view too
+    w = F.pad(w, (0, 0, 0, stride * taps[1] - w.shape[2], 0, stride * taps[0] - w.shape[1]))
+    w = rearrange(w, "k (y s) (x t) c -> (y x) (k s t c)", s=stride, t=stride)
     forward, kernel, inverse = (m.to(images) for m in _transforms(points, taps))
     x = rearrange(forward @ x, "m (b c) -> m b c", c=channels)  # [m, b, phases · c]
-    w = rearrange(kernel @ w, "m (c k) -> m c k", k=k)  # [m, phases · c, k]
-    y = inverse @ torch.bmm(x, w).flatten(1)  # [places, b · k]
+    w = rearrange(kernel @ w, "m (k c) -> m k c", k=k)  # [m, k, phases · c]
+    y = inverse @ _Products.apply(x, w).flatten(1)  # [places, b · k]
     y = rearrange(y, "(h w) (b k) -> b k h w", h=outputs[0], k=k)
     return y if bias is None else y + bias[:, None, None]
 
 
+class _Products(torch.autograd.Function):
+    """Products x wᵀ [m, b, k] of x [m, b, c] and w [m, k, c], each with a gradient that lies in memory as it does."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return torch.bmm(x, w.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        to_x, to_w = ctx.needs_input_grad
+        return torch.bmm(grad, w) if to_x else None, torch.bmm(grad.mT, x) if to_w else None
+
+
 def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the transform saves more than it costs: on a processor, in float32, with many channels."""
+    """Whether the transform saves more than it costs: on a processor, in float32, with many images and channels."""
     if images.device.type != "cpu" or images.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    if len(images) < FEW:
         return False
     (points, _, outputs), (k, c, y, x) = _sizes(images, weight, stride), weight.shape
     direct = outputs[0] * outputs[1] * y * x
@@ -66,10 +92,18 @@ def _sizes(images: Tensor, weight: Tensor, stride: int) -> tuple[tuple[int, int]
     return (points[0], points[1]), (taps[0], taps[1]), (outputs[0], outputs[1])
 
 
-@torch.compiler.assume_constant_result
+def _transforms(points: tuple[int, int], taps: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """See `_matrices`, a constant to torch.compile."""
+    return _matrices(points, taps)
+
+
+# What torch.compiler.assume_constant_result does, less the seconds that its import of the compiler takes.
+_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _transforms(points: tuple[int, int], taps: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _matrices(points: tuple[int, int], taps: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices with correlation(x, w) = inverse @ ((forward @ x) * (kernel @ w)), in float64.
 
     A frequency that is its own conjugate takes one row; of each other pair one is taken, and its complex product

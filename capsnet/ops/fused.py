@@ -1,4 +1,4 @@
-"""Dynamic routing as one operation with a backward of its own: Procedure 1 over passes that never keep the votes.
+"""Dynamic routing as one operation, and its gradient as another: Procedure 1 over passes that never keep the votes.
 
 The logits of Procedure 1 only ever grow by û_ij·v_j, so after some iterations they are prior_ij + û_ij·V_j with V_j the
 sum of the parents so far. What routing needs of children and weight is then three passes, which `streaming` has in
@@ -9,15 +9,14 @@ from the last to the first, since V_j of an iteration has a gradient from every 
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 
 from capsnet.ops.paths import choose_path, passes_of
 from capsnet.ops.squash import squash, squash_gradient
 
 
-@torch.library.custom_op("capsnet::route", mutates_args=())
-def routed(
+def route_forward(
     children: Tensor,
     weight: Tensor,
     prior: Tensor | None,
@@ -34,14 +33,16 @@ def routed(
     passes, sums = _passes(children, weight, prior, leaky), []
     agreed = children.new_zeros((len(children), *weight.shape[1::2]), dtype=_exact(children))  # [b, j, e]
     for iteration in range(iterations):
-        if iteration == 0 and prior is None:
-            total = _even_sum(children, weight, leaky)
-        else:
-            total = passes.weighted_sum(agreed)
+        even = iteration == 0 and prior is None  # the couplings are the same for all
+        total = passes.even_sum() / _shares(weight, leaky) if even else passes.weighted_sum(agreed)
         sums.append((total if bias is None else total + bias).contiguous())
         parents = squash(sums[-1])
         agreed = agreed + parents
     return parents, torch.stack(sums)
+
+
+# Eager mode calls the functions: an operation's first eager call imports the compiler, which takes seconds.
+routed = torch.library.custom_op("capsnet::route", route_forward, mutates_args=())
 
 
 @routed.register_fake
@@ -58,8 +59,7 @@ def _(
     return tuple(children.new_empty(s, dtype=_exact(children)) for s in (shape, (iterations, *shape)))  # type: ignore[return-value]
 
 
-@torch.library.custom_op("capsnet::route_backward", mutates_args=())
-def _route_backward(
+def route_backward(
     children: Tensor, weight: Tensor, prior: Tensor | None, sums: Tensor, grad: Tensor, leaky: bool, through: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients for children, weight, prior and bias, of parents whose gradient is grad [b, j, e].
@@ -78,41 +78,24 @@ def _route_backward(
         pulled = passes.pull(agreed[iteration], to_sums[iteration])
         to_agreed = pulled if iteration == last else to_agreed + pulled
     first = last if not through else 0
-    even = first == 0 and prior is None  # the first iteration's couplings are the same for all
-    some = slice(first + even, None)
-    to_children, to_weight, to_prior = passes.gradients(agreed[some], to_sums[some], through)
-    if even:
-        _add_even_gradients(children, weight, leaky, to_sums[0], to_children, to_weight)
+    even = to_sums[0] / _shares(weight, leaky) if first == 0 and prior is None else None
+    some = slice(first + (even is not None), None)
+    to_children, to_weight, to_prior = passes.gradients(agreed[some], to_sums[some], even, through)
     to_bias = reduce(to_sums, "r b j e -> j e", "sum")
-    to_prior = sums.new_empty(0) if to_prior is None else to_prior.to(prior.dtype)
+    to_prior = sums.new_empty(0) if prior is None or to_prior is None else to_prior.to(prior.dtype)
     to_children, to_weight = to_children.to(children.dtype), to_weight.to(weight.dtype)
     return to_children.contiguous(), to_weight.contiguous(), to_prior, to_bias
 
 
-@_route_backward.register_fake
+routed_backward = torch.library.custom_op("capsnet::route_backward", route_backward, mutates_args=())
+
+
+@routed_backward.register_fake
 def _(
     children: Tensor, weight: Tensor, prior: Tensor | None, sums: Tensor, grad: Tensor, leaky: bool, through: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     to_prior = sums.new_empty(0) if prior is None else prior.new_empty(prior.shape)
     return children.new_empty(children.shape), weight.new_empty(weight.shape), to_prior, sums.new_empty(sums.shape[2:])
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    children, weight, prior, bias, _, ctx.leaky, ctx.through = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(children, weight, prior, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    children, weight, prior, sums = ctx.saved_tensors
-    grads = _route_backward(children, weight, prior, sums, grad, ctx.leaky, ctx.through)
-    to_children, to_weight, to_prior, to_bias = grads
-    present = (to_prior if prior is not None else None, to_bias if ctx.has_bias else None)
-    return to_children, to_weight, *present, None, None, None
-
-
-routed.register_autograd(_backward, setup_context=_keep)
 
 
 def _passes(children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> Any:
@@ -126,17 +109,6 @@ def _exact(children: Tensor) -> torch.dtype:
     return torch.promote_types(children.dtype, torch.float32)
 
 
-def _even_sum(children: Tensor, weight: Tensor, leaky: bool) -> Tensor:
-    """The weighted sum before any agreement, when all couplings are the same: [b, j, e]."""
-    total = children.flatten(1) @ rearrange(weight, "i j d e -> (i d) (j e)")
-    return total.unflatten(1, weight.shape[1::2]).to(_exact(children)) / (weight.shape[1] + leaky)
-
-
-def _add_even_gradients(
-    children: Tensor, weight: Tensor, leaky: bool, grad: Tensor, to_children: Tensor, to_weight: Tensor
-) -> None:
-    """Add the gradients of `_even_sum` whose own gradient is grad [b, j, e]."""
-    even = (grad / (weight.shape[1] + leaky)).to(children.dtype).flatten(1)
-    to_children += (even @ rearrange(weight, "i j d e -> (j e) (i d)")).view_as(children)
-    products = children.flatten(1).T @ even  # [i · d, j · e]
-    to_weight += rearrange(products, "(i d) (j e) -> i j d e", d=children.shape[2], e=weight.shape[3])
+def _shares(weight: Tensor, leaky: bool) -> int:
+    """Among how many a child shares out 1: the parents, and the orphan."""
+    return weight.shape[1] + leaky

@@ -25,8 +25,10 @@ import triton.language as tl
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.ops.streaming import add_even_gradients, sum_evenly
 
 INTERPRETED = triton.knobs.runtime.interpret
+COUNT = tl.constexpr if INTERPRETED else int  # of a loop: Triton's interpreter has them known, as a range of its own
 SIDE = 16  # the smallest side of a matrix product
 ROWS = 64  # of W in a tile, children · d, where a vote is not too wide
 PROGRAMS = 4 * 132  # four for each multiprocessor of an H200; the same on any GPU, and so are the sums
@@ -35,21 +37,21 @@ LARGEST = 64 * 64  # numbers of W in a tile: more spill out of registers
 
 
 class Shape(NamedTuple):
-    """Sizes of the weight [i, j, d, e]."""
+    """How many children and parents there are: no kernel is compiled anew for others."""
 
     i: int
     j: int
-    d: int
-    e: int
 
 
 class Tile(NamedTuple):
-    """What a program holds at once: images, children, d and e filled up to powers of two; and its warps."""
+    """What a program holds at once: images, children, d and e filled up to powers of two and as they are; warps."""
 
     images: int
     children: int
     depth: int
     width: int
+    d: int
+    e: int
     warps: int
 
 
@@ -62,7 +64,7 @@ class Arithmetic(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is told of its tensors, and what it is compiled for: tile and arithmetic."""
 
     shape: Shape
     tile: Tile
@@ -77,6 +79,10 @@ class Passes(NamedTuple):
     prior: Tensor | None
     leaky: bool
 
+    def even_sum(self) -> Tensor:
+        """See `streaming.Passes.even_sum`."""
+        return sum_evenly(self.children, self.weight)
+
     def weighted_sum(self, agreed: Tensor) -> Tensor:
         """See `weighted_sum` below."""
         return weighted_sum(self.children, self.weight, agreed, self.prior, self.leaky)
@@ -85,9 +91,14 @@ class Passes(NamedTuple):
         """See `pull` below."""
         return pull(self.children, self.weight, agreed, self.prior, self.leaky, grad)
 
-    def gradients(self, agreed: Tensor, grad: Tensor, through: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See `gradients` below."""
-        return gradients(self.children, self.weight, agreed, self.prior, self.leaky, grad, through)
+    def gradients(
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `gradients` below; `even` is that of `streaming.Passes.gradients`."""
+        grads = gradients(self.children, self.weight, agreed, self.prior, self.leaky, grad, through)
+        if even is not None:
+            add_even_gradients(self.children, self.weight, even, *grads[:2])
+        return grads
 
 
 def weighted_sum(children: Tensor, weight: Tensor, agreed: Tensor | None, prior: Tensor | None, leaky: bool) -> Tensor:
@@ -132,7 +143,7 @@ def gradients(
     without a prior) in float32 (float64 of float64)
     """
     plan, exact = _plan(children, weight)
-    t, b, i, j = len(grad), *children.shape[:2], plan.shape.j
+    t, b, i, j = len(grad), *children.shape[:2], weight.shape[1]
     work = children.numel() and weight.numel()
     make = children.new_empty if work else children.new_zeros
     grad_children, grad_weight = make(children.shape, dtype=exact), make(weight.shape, dtype=exact)
@@ -143,10 +154,12 @@ def gradients(
         blocks, image_blocks = triton.cdiv(i, plan.tile.children), triton.cdiv(b, plan.tile.images)
         with torch.cuda.device_of(children):
             _children_gradient[blocks, image_blocks](
-                *found, grad_children, b, t, leaky, through, *plan, num_warps=warps
+                *found, grad_children, b, COUNT(t), leaky, through, *plan, num_warps=warps
             )
             results = grad_weight, grad_prior
-            _weight_gradient[blocks, j](*found, *results, b, t, image_blocks, through, *plan, num_warps=warps)
+            _weight_gradient[blocks, j](
+                *found, *results, b, COUNT(t), COUNT(image_blocks), through, *plan, num_warps=warps
+            )
     return grad_children, grad_weight, grad_prior
 
 
@@ -155,7 +168,7 @@ def _sum_over_children(
 ) -> Tensor:
     """Σ_i c_ij u_ij without `grad`, Σ_i p_ij u_ij with it: [b, j, e]."""
     plan, exact = _plan(children, weight)
-    (b, i), (_, j, _, e) = children.shape[:2], plan.shape
+    (b, i), (_, j, _, e) = children.shape[:2], weight.shape
     if not children.numel() or not weight.numel():
         return children.new_zeros(b, j, e, dtype=exact)
     tensors, warps = _prepared(exact, children, weight, agreed, prior, grad), plan.tile.warps
@@ -166,28 +179,30 @@ def _sum_over_children(
     partial = children.new_empty(splits, b, j, e, dtype=exact)
     with torch.cuda.device_of(children):
         _statistics[blocks, image_blocks](*found, b, leaky, *plan, num_warps=warps)
-        _partial_sums[j, splits, image_blocks](*found, partial, b, share, *plan, num_warps=warps)
+        _partial_sums[j, splits, image_blocks](*found, partial, b, COUNT(share), *plan, num_warps=warps)
     return partial.sum(dim=0) if splits > 1 else partial[0]  # over the splits
 
 
 def _plan(children: Tensor, weight: Tensor) -> tuple[Plan, torch.dtype]:
     """Sizes and arithmetic by plain rules from the shapes and dtypes, and the dtype of the sums."""
-    shape = Shape(*weight.shape)
-    depth, width = triton.next_power_of_2(max(shape.d, 1)), triton.next_power_of_2(max(shape.e, SIDE))
+    i, j, d, e = weight.shape
+    depth, width = triton.next_power_of_2(max(d, 1)), triton.next_power_of_2(max(e, SIDE))
     rows = max(depth, SIDE, min(ROWS, LARGEST // width))
     if not has_room(weight):
         raise InputError(
-            f"a vote's matrix of {shape.d} x {shape.e} numbers has no room on a GPU's multiprocessor: "
+            f"a vote's matrix of {d} x {e} numbers has no room on a GPU's multiprocessor: "
             f"d x e, filled up to powers of two and {SIDE} at least, may be at most {LARGEST}"
         )
     dtype = torch.promote_types(children.dtype, weight.dtype)
     most = 16 if max(rows, width) > ROWS else 64 if dtype.itemsize == 2 else 32
     images = min(triton.next_power_of_2(max(len(children), SIDE)), most)
-    tile = Tile(images, rows // depth, depth, width, warps=8 if rows * width > LARGEST // 2 else 4)
+    tile = Tile(images, rows // depth, depth, width, d, e, warps=8 if rows * width > LARGEST // 2 else 4)
     exact = torch.promote_types(dtype, torch.float32)
     sums = tl.float64 if exact == torch.float64 else tl.float32
     operand = tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRETED else sums
-    return Plan(shape, tile, Arithmetic(sums, operand, "tf32" if dtype == torch.float16 else "ieee")), exact
+    return Plan(
+        Shape(COUNT(i), COUNT(j)), tile, Arithmetic(sums, operand, "tf32" if dtype == torch.float16 else "ieee")
+    ), exact
 
 
 def has_room(weight: Tensor) -> bool:
@@ -209,103 +224,103 @@ def _prepared(exact: torch.dtype, children: Tensor, weight: Tensor, *others: Ten
 @triton.jit(do_not_specialize=["b"])
 def _statistics(
     children, weight, agreed, prior, grad, largest, inverse, mean, b,
-    LEAKY: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr,
+    LEAKY: tl.constexpr, shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """What `_sweep` finds, for each image and child [b, i]; the last with `grad` alone."""
     block = tl.program_id(0)
     images = tl.program_id(1) * TILE.images + tl.arange(0, TILE.images)
     present = images < b
-    x = _load_children(children, images, present, block, SHAPE, TILE, MATH)
-    top, scale, average = _sweep(weight, agreed, prior, grad, x, images, present, block, LEAKY, SHAPE, TILE, MATH)
-    pairs, inside = _pairs(images, present, block, SHAPE, TILE)
+    x = _load_children(children, images, present, block, shape, TILE, MATH)
+    top, scale, average = _sweep(weight, agreed, prior, grad, x, images, present, block, LEAKY, shape, TILE, MATH)
+    pairs, inside = _pairs(images, present, block, shape, TILE)
     tl.store(largest + pairs, top, mask=inside)
     tl.store(inverse + pairs, scale, mask=inside)
     if grad is not None:
         tl.store(mean + pairs, average, mask=inside)
 
 
-@triton.jit(do_not_specialize=["b"])
+@triton.jit(do_not_specialize=["b", "share"])
 def _partial_sums(
-    children, weight, agreed, prior, grad, largest, inverse, mean, partial, b,
-    SHARE: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr,
+    children, weight, agreed, prior, grad, largest, inverse, mean, partial, b, share,
+    shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """One parent's Σ_i c_ij u_ij (with `grad`: Σ_i p_ij u_ij) over one split of the children: [images, e]."""
     j = tl.program_id(0)
     split = tl.program_id(1)
     images = tl.program_id(2) * TILE.images + tl.arange(0, TILE.images)
     present = images < b
-    v = _load_parents(agreed, images, present, j, SHAPE, TILE, MATH)
-    g = _load_parents(grad, images, present, j, SHAPE, TILE, MATH)
+    v = _load_parents(agreed, images, present, j, shape, TILE, MATH)
+    g = _load_parents(grad, images, present, j, shape, TILE, MATH)
     total = tl.full((TILE.images, TILE.width), 0.0, MATH.exact)
-    for step in range(SHARE):
-        block = split * SHARE + step
-        x = _load_children(children, images, present, block, SHAPE, TILE, MATH)
-        w = _load_matrices(weight, block, j, SHAPE, TILE, MATH)
-        logits, a, _, _ = _agreements(v, g, prior, x, w, block, j, SHAPE, TILE, MATH)
-        pairs, inside = _pairs(images, present, block, SHAPE, TILE)
+    for step in range(share):
+        block = split * share + step
+        x = _load_children(children, images, present, block, shape, TILE, MATH)
+        w = _load_matrices(weight, block, j, shape, TILE, MATH)
+        logits, a, _, _ = _agreements(v, g, prior, x, w, block, j, shape, TILE, MATH)
+        pairs, inside = _pairs(images, present, block, shape, TILE)
         shares = _couplings(logits, largest, inverse, pairs, inside)
         if grad is not None:
             shares *= a - tl.load(mean + pairs, mask=inside, other=0.0)  # p_ij
         total = tl.dot(_scale(shares, x, TILE, MATH), w, total, input_precision=MATH.rounding, out_dtype=MATH.exact)
     rows = split.to(tl.int64) * b + images
     e = tl.arange(0, TILE.width)[None, :]
-    tl.store(partial + (rows[:, None] * SHAPE.j + j) * SHAPE.e + e, total, mask=present[:, None] & (e < SHAPE.e))
+    tl.store(partial + (rows[:, None] * shape.j + j) * TILE.e + e, total, mask=present[:, None] & (e < TILE.e))
 
 
-@triton.jit(do_not_specialize=["b"])
+@triton.jit(do_not_specialize=["b", "iterations"])
 def _children_gradient(
-    children, weight, agreed, prior, grad, largest, inverse, mean, grad_children, b,
-    ITERATIONS: tl.constexpr, LEAKY: tl.constexpr, THROUGH: tl.constexpr,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr,
+    children, weight, agreed, prior, grad, largest, inverse, mean, grad_children, b, iterations,
+    LEAKY: tl.constexpr, THROUGH: tl.constexpr,
+    shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Σ_t Σ_j W_ij (c_ij grad_j + p_ij V_j) of a tile of images and children, and the statistics [t, b, i]."""
     block = tl.program_id(0)
     images = tl.program_id(1) * TILE.images + tl.arange(0, TILE.images)
     present = images < b
-    x = _load_children(children, images, present, block, SHAPE, TILE, MATH)
+    x = _load_children(children, images, present, block, shape, TILE, MATH)
     total = tl.full((TILE.images, TILE.children * TILE.depth), 0.0, MATH.exact)
-    for iteration in range(ITERATIONS):
+    for iteration in range(iterations):
         rows = iteration * tl.cast(b, tl.int64) + images
-        top, scale, average = _sweep(weight, agreed, prior, grad, x, rows, present, block, LEAKY, SHAPE, TILE, MATH)
-        pairs, inside = _pairs(rows, present, block, SHAPE, TILE)
+        top, scale, average = _sweep(weight, agreed, prior, grad, x, rows, present, block, LEAKY, shape, TILE, MATH)
+        pairs, inside = _pairs(rows, present, block, shape, TILE)
         tl.store(largest + pairs, top, mask=inside)
         tl.store(inverse + pairs, scale, mask=inside)
         tl.store(mean + pairs, average, mask=inside)
-        for j in range(SHAPE.j):
-            v = _load_parents(agreed, rows, present, j, SHAPE, TILE, MATH)
-            g = _load_parents(grad, rows, present, j, SHAPE, TILE, MATH)
-            w = _load_matrices(weight, block, j, SHAPE, TILE, MATH)
-            logits, a, wv, wg = _agreements(v, g, prior, x, w, block, j, SHAPE, TILE, MATH)
+        for j in range(shape.j):
+            v = _load_parents(agreed, rows, present, j, shape, TILE, MATH)
+            g = _load_parents(grad, rows, present, j, shape, TILE, MATH)
+            w = _load_matrices(weight, block, j, shape, TILE, MATH)
+            logits, a, wv, wg = _agreements(v, g, prior, x, w, block, j, shape, TILE, MATH)
             couplings = tl.exp(logits - top) * scale
             total += _along_depth(couplings, TILE) * wg
             if THROUGH and agreed is not None:
                 total += _along_depth(couplings * (a - average), TILE) * wv
-    places, inside = _places(images, present, block, SHAPE, TILE)
+    places, inside = _places(images, present, block, shape, TILE)
     tl.store(grad_children + places, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["b"])
+@triton.jit(do_not_specialize=["b", "iterations", "image_blocks"])
 def _weight_gradient(
-    children, weight, agreed, prior, grad, largest, inverse, mean, grad_weight, grad_prior, b,
-    ITERATIONS: tl.constexpr, IMAGE_BLOCKS: tl.constexpr, THROUGH: tl.constexpr,
-    SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr,
+    children, weight, agreed, prior, grad, largest, inverse, mean, grad_weight, grad_prior, b, iterations, image_blocks,
+    THROUGH: tl.constexpr,
+    shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Σ_b,t x_i ⊗ (c_ij grad_j + p_ij V_j) of a tile of children and one parent, and Σ_b,t p_ij for the prior."""
     block = tl.program_id(0)
     j = tl.program_id(1)
-    w = _load_matrices(weight, block, j, SHAPE, TILE, MATH)
+    w = _load_matrices(weight, block, j, shape, TILE, MATH)
     total = tl.full((TILE.children * TILE.depth, TILE.width), 0.0, MATH.exact)
     pulled = tl.full((TILE.children,), 0.0, MATH.exact)
-    for iteration in range(ITERATIONS):
-        for step in range(IMAGE_BLOCKS):
+    for iteration in range(iterations):
+        for step in range(image_blocks):
             images = step * TILE.images + tl.arange(0, TILE.images)
             present = images < b
             rows = iteration * tl.cast(b, tl.int64) + images
-            x = _load_children(children, images, present, block, SHAPE, TILE, MATH)
-            v = _load_parents(agreed, rows, present, j, SHAPE, TILE, MATH)
-            g = _load_parents(grad, rows, present, j, SHAPE, TILE, MATH)
-            logits, a, _, _ = _agreements(v, g, prior, x, w, block, j, SHAPE, TILE, MATH)
-            pairs, inside = _pairs(rows, present, block, SHAPE, TILE)
+            x = _load_children(children, images, present, block, shape, TILE, MATH)
+            v = _load_parents(agreed, rows, present, j, shape, TILE, MATH)
+            g = _load_parents(grad, rows, present, j, shape, TILE, MATH)
+            logits, a, _, _ = _agreements(v, g, prior, x, w, block, j, shape, TILE, MATH)
+            pairs, inside = _pairs(rows, present, block, shape, TILE)
             c = _couplings(logits, largest, inverse, pairs, inside)
             p = c * (a - tl.load(mean + pairs, mask=inside, other=0.0))
             shared = tl.trans(_scale(c, x, TILE, MATH))
@@ -314,17 +329,17 @@ def _weight_gradient(
                 shared = tl.trans(_scale(p, x, TILE, MATH))
                 total = tl.dot(shared, v, total, input_precision=MATH.rounding, out_dtype=MATH.exact)
             pulled += tl.sum(p, axis=0)  # over the images
-    places, inside = _matrix_places(block, j, SHAPE, TILE)
+    places, inside = _matrix_places(block, j, shape, TILE)
     tl.store(grad_weight + places, total, mask=inside)
     if grad_prior is not None:
         i = block * TILE.children + tl.arange(0, TILE.children)
-        tl.store(grad_prior + i * SHAPE.j + j, pulled, mask=i < SHAPE.i)
+        tl.store(grad_prior + i * shape.j + j, pulled, mask=i < shape.i)
 
 
 @triton.jit
 def _sweep(
     weight, agreed, prior, grad, x, rows, present, block,
-    LEAKY: tl.constexpr, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr,
+    LEAKY: tl.constexpr, shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """One pass over the parents: largest logit, 1 / Σ_j exp(logit - largest) and Σ_j c_ij a_ij: [images, children]."""
     largest = tl.full((TILE.images, TILE.children), -1e38, MATH.exact)  # finite: a prior of -inf less this is -inf
@@ -333,11 +348,11 @@ def _sweep(
         largest = tl.full((TILE.images, TILE.children), 0.0, MATH.exact)
         total += 1.0
     average = tl.full((TILE.images, TILE.children), 0.0, MATH.exact)
-    for j in range(SHAPE.j):
-        v = _load_parents(agreed, rows, present, j, SHAPE, TILE, MATH)
-        g = _load_parents(grad, rows, present, j, SHAPE, TILE, MATH)
-        w = _load_matrices(weight, block, j, SHAPE, TILE, MATH)
-        logits, a, _, _ = _agreements(v, g, prior, x, w, block, j, SHAPE, TILE, MATH)
+    for j in range(shape.j):
+        v = _load_parents(agreed, rows, present, j, shape, TILE, MATH)
+        g = _load_parents(grad, rows, present, j, shape, TILE, MATH)
+        w = _load_matrices(weight, block, j, shape, TILE, MATH)
+        logits, a, _, _ = _agreements(v, g, prior, x, w, block, j, shape, TILE, MATH)
         larger = tl.maximum(largest, logits)
         kept = tl.exp(largest - larger)
         new = tl.exp(logits - larger)
@@ -348,7 +363,7 @@ def _sweep(
 
 
 @triton.jit
-def _agreements(v, g, prior, x, w, block, j, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr):
+def _agreements(v, g, prior, x, w, block, j, shape, TILE: tl.constexpr, MATH: tl.constexpr):
     """Logits prior_ij + u_ij·V_j and a_ij = u_ij·grad_j, [images, children]; W_ij V_j and W_ij grad_j, as x lies."""
     logits = tl.full((TILE.images, TILE.children), 0.0, MATH.exact)
     a = tl.full((TILE.images, TILE.children), 0.0, MATH.exact)
@@ -356,7 +371,7 @@ def _agreements(v, g, prior, x, w, block, j, SHAPE: tl.constexpr, TILE: tl.const
     wg = tl.full((TILE.images, TILE.children * TILE.depth), 0.0, MATH.exact)
     if prior is not None:
         i = block * TILE.children + tl.arange(0, TILE.children)
-        logits += tl.load(prior + i * SHAPE.j + j, mask=i < SHAPE.i, other=0.0)[None, :]
+        logits += tl.load(prior + i * shape.j + j, mask=i < shape.i, other=0.0)[None, :]
     if v is not None:
         wv = tl.dot(v, tl.trans(w), input_precision=MATH.rounding, out_dtype=MATH.exact)
         logits += _over_depth(wv * x, TILE)
@@ -394,52 +409,52 @@ def _scale(shares, x, TILE: tl.constexpr, MATH: tl.constexpr):
 
 @triton.jit
 def _load_children(
-    children, images, present, block, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr
+    children, images, present, block, shape, TILE: tl.constexpr, MATH: tl.constexpr
 ):  # fmt: skip
-    places, inside = _places(images, present, block, SHAPE, TILE)
+    places, inside = _places(images, present, block, shape, TILE)
     return tl.load(children + places, mask=inside, other=0.0).to(MATH.exact)
 
 
 @triton.jit
-def _load_matrices(weight, block, j, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr):
-    places, inside = _matrix_places(block, j, SHAPE, TILE)
+def _load_matrices(weight, block, j, shape, TILE: tl.constexpr, MATH: tl.constexpr):
+    places, inside = _matrix_places(block, j, shape, TILE)
     return tl.load(weight + places, mask=inside, other=0.0).to(MATH.operand)
 
 
 @triton.jit
 def _load_parents(
-    parents, rows, present, j, SHAPE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr
+    parents, rows, present, j, shape, TILE: tl.constexpr, MATH: tl.constexpr
 ):  # fmt: skip
     vectors = None
     if parents is not None:
         e = tl.arange(0, TILE.width)[None, :]
-        places = (rows.to(tl.int64)[:, None] * SHAPE.j + j) * SHAPE.e + e
-        vectors = tl.load(parents + places, mask=present[:, None] & (e < SHAPE.e), other=0.0).to(MATH.operand)
+        places = (rows.to(tl.int64)[:, None] * shape.j + j) * TILE.e + e
+        vectors = tl.load(parents + places, mask=present[:, None] & (e < TILE.e), other=0.0).to(MATH.operand)
     return vectors
 
 
 @triton.jit
-def _pairs(rows, present, block, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def _pairs(rows, present, block, shape, TILE: tl.constexpr):
     """Where a tile's pairs lie in [rows, i], and which of them there are: [images, children]."""
     i = (block * TILE.children + tl.arange(0, TILE.children))[None, :]
-    return rows.to(tl.int64)[:, None] * SHAPE.i + i, present[:, None] & (i < SHAPE.i)
+    return rows.to(tl.int64)[:, None] * shape.i + i, present[:, None] & (i < shape.i)
 
 
 @triton.jit
-def _places(images, present, block, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def _places(images, present, block, shape, TILE: tl.constexpr):
     """Where a tile of children lies in [b, i, d], and what of it there is: [images, children · d]."""
     i, d = _children_and_depth(block, TILE)
-    places = (images.to(tl.int64)[:, None] * SHAPE.i + i[None, :]) * SHAPE.d + d[None, :]
-    return places, present[:, None] & ((i < SHAPE.i) & (d < SHAPE.d))[None, :]
+    places = (images.to(tl.int64)[:, None] * shape.i + i[None, :]) * TILE.d + d[None, :]
+    return places, present[:, None] & ((i < shape.i) & (d < TILE.d))[None, :]
 
 
 @triton.jit
-def _matrix_places(block, j, SHAPE: tl.constexpr, TILE: tl.constexpr):
+def _matrix_places(block, j, shape, TILE: tl.constexpr):
     """Where a tile of matrices lies in [i, j, d, e], and what of it there is: [children · d, e]."""
     i, d = _children_and_depth(block, TILE)
     e = tl.arange(0, TILE.width)[None, :]
-    places = ((i.to(tl.int64) * SHAPE.j + j) * SHAPE.d + d)[:, None] * SHAPE.e + e
-    return places, ((i < SHAPE.i) & (d < SHAPE.d))[:, None] & (e < SHAPE.e)
+    places = ((i.to(tl.int64) * shape.j + j) * TILE.d + d)[:, None] * TILE.e + e
+    return places, ((i < shape.i) & (d < TILE.d))[:, None] & (e < TILE.e)
 
 
 @triton.jit

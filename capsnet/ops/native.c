@@ -1,15 +1,16 @@
-/* Routing's three passes over the children with the votes in registers: `capsnet/ops/native.py` compiles and calls this.
+/* Routing's passes over the children with the votes in registers: `capsnet/ops/native.py` compiles and calls this.
 
 Compiled for one REAL, D and E. A vec holds the same number of LANES images, so every operation is on many images at
 once and W_ij, the same for all, is a scalar. Layouts, all contiguous:
 
-x, grad_x         [blocks, i, D] of vec
-w, grad_w         [i, j, D, E]
-agreed, grad, sum [blocks, j, E] of vec ([t, blocks, j, E] in `gradients`)
-prior, grad_prior [i, j], or NULL
-scratch           vecs, as many as `scratch_size` says
+x, grad_x               [blocks, i, D] of vec
+w, grad_w               [i, j, D, E]
+agreed, grad, even, sum [blocks, j, E] of vec ([t, blocks, j, E] in `gradients`)
+prior, grad_prior       [i, j], or NULL
+scratch                 vecs, as many as `scratch_size` says
 
-A call does the children from first to last alone, so that threads share nothing that they write. */
+Each of the workers, which are OpenMP's threads and so PyTorch's, does its own part of the children with its own scratch
+and its own sum, [workers, blocks, j, E], so that they share nothing that they write. */
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -19,36 +20,44 @@ A call does the children from first to last alone, so that threads share nothing
 #define BYTES 16
 #endif
 #define LANES ((int)(BYTES / sizeof(REAL)))
-#define TILE 16 /* children, whose matrices stay in the cache while the blocks pass by */
-#define GROUP 4 /* blocks whose products with a child are added up in registers */
+#define TILE 16  /* children, whose matrices stay in the cache while the blocks pass by */
+#define GROUP 8  /* blocks whose products with a child are added up in registers */
+#define DOWN (LANES < 4 ? LANES : 4) /* dimensions of a child and of a parent whose products fill a vec */
+#define ACROSS (LANES / DOWN)
+#define INLINE static inline __attribute__((always_inline))
 
 typedef REAL vec __attribute__((vector_size(BYTES)));
+#ifdef SINGLE
+typedef int bits __attribute__((vector_size(BYTES)));
+#else
+typedef long long bits __attribute__((vector_size(BYTES)));
+#endif
 
 typedef struct {
-    long children, parents, blocks, leaky, first, last;
+    long children, parents, blocks, leaky, workers;
 } shape;
+
+/* The first child of a worker. */
+static long begin(const shape *s, long worker) { return s->children * worker / s->workers; }
 
 int lanes(void) { return LANES; }
 
-/* Votes, then a coupling, an agreement and a stray of each parent; and the matrices' gradient by lanes. */
-long scratch_size(const shape *s) { return s->parents * (E + GROUP * E + 3 + D * E); }
+/* Votes' gradients of a group of blocks, or votes; what goes to the prior; coupling and push of each iteration. */
+long scratch_size(const shape *s, long times) { return s->parents * (GROUP * E + 1 + 2 * times); }
 
-static inline vec splat(REAL a) { return a - (vec){0}; }
-
-static inline vec larger(vec a, vec b) {
-    for (int l = 0; l < LANES; l++) a[l] = a[l] > b[l] ? a[l] : b[l];
-    return a;
+INLINE vec larger(vec a, vec b) {
+    bits more = a > b;
+    return (vec)((more & (bits)a) | (~more & (bits)b));
 }
 
 #ifdef SINGLE
-typedef int ivec __attribute__((vector_size(BYTES)));
 /* e^a of a <= 0, to float's last digit but one: 2^n e^r, with Cephes' polynomial for |r| <= ln 2 / 2. */
-static inline vec exponential(vec a) {
-    a = larger(a, splat(-87));
-    ivec n = __builtin_convertvector(a * (REAL)1.44269504088896341 - (REAL)0.5, ivec);
+INLINE vec exponential(vec a) {
+    a = larger(a, (vec){0} - 87);
+    bits n = __builtin_convertvector(a * (REAL)1.44269504088896341 - (REAL)0.5, bits);
     vec m = __builtin_convertvector(n, vec);
     vec r = a - m * (REAL)0.693359375 + m * (REAL)2.12194440e-4;
-    vec p = splat(1.9875691500e-4);
+    vec p = (vec){0} + (REAL)1.9875691500e-4;
     p = p * r + (REAL)1.3981999507e-3;
     p = p * r + (REAL)8.3334519073e-3;
     p = p * r + (REAL)4.1665795894e-2;
@@ -59,142 +68,211 @@ static inline vec exponential(vec a) {
 }
 #else
 double exp(double);
-static inline vec exponential(vec a) {
+INLINE vec exponential(vec a) {
     for (int l = 0; l < LANES; l++) a[l] = exp(a[l]);
     return a;
 }
 #endif
 
-/* votes[j, e] = sum over d of w[j, d, e] x[d] */
-static inline void vote(long parents, const vec *restrict x, const REAL *restrict w, vec *restrict votes) {
-    for (long j = 0; j < parents; j++, w += D * E, votes += E) {
-        vec total[E];
-        for (int e = 0; e < E; e++) total[e] = w[e] * x[0];
-        for (int d = 1; d < D; d++)
-            for (int e = 0; e < E; e++) total[e] += w[d * E + e] * x[d];
-        for (int e = 0; e < E; e++) votes[e] = total[e];
-    }
+/* vote[e] += sum over d of w[d, e] x[d] */
+INLINE void add_vote(const vec *restrict x, const REAL *restrict w, vec *restrict vote) {
+    for (int d = 0; d < D; d++)
+        for (int e = 0; e < E; e++) vote[e] += w[d * E + e] * x[d];
 }
 
-/* product[j] = sum over e of votes[j, e] with[j, e] */
-static inline void agree(long parents, const vec *restrict votes, const vec *restrict with, vec *restrict product) {
-    for (long j = 0; j < parents; j++, votes += E, with += E) {
-        vec even = votes[0] * with[0], odd = {0};
-        for (int e = 1; e + 1 < E; e += 2) {
-            odd += votes[e] * with[e];
-            even += votes[e + 1] * with[e + 1];
-        }
-        if (E % 2 == 0) odd += votes[E - 1] * with[E - 1];
-        product[j] = even + odd;
-    }
+/* to[e] += share from[e] */
+INLINE void add(vec share, const vec *restrict from, vec *restrict to) {
+    for (int e = 0; e < E; e++) to[e] += share * from[e];
 }
 
-/* couplings[j]: the softmax over the parents of prior[j] + votes[j]·agreed[j], with an orphan of logit 0 if leaky. */
-static inline void couple(const shape *s, const vec *votes, const vec *agreed, const REAL *prior, vec *couplings) {
-    agree(s->parents, votes, agreed, couplings);
+INLINE vec dot(const vec *restrict a, const vec *restrict b) {
+    vec part[4] = {0};
+    for (int e = 0; e < E; e++) part[e % 4] += a[e] * b[e];
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+/* logits[j] += prior[j], and then become their softmax over the parents, with an orphan of logit 0 if leaky. */
+static inline void couple(const shape *s, const REAL *restrict prior, vec *restrict logits) {
+    long parents = s->parents;
     if (prior)
-        for (long j = 0; j < s->parents; j++) couplings[j] += prior[j];
-    vec most = s->leaky ? (vec){0} : couplings[0];
-    for (long j = 0; j < s->parents; j++) most = larger(most, couplings[j]);
+        for (long j = 0; j < parents; j++) logits[j] += prior[j];
+    vec most = s->leaky ? (vec){0} : logits[0];
+    for (long j = 0; j < parents; j++) most = larger(most, logits[j]);
     vec total = s->leaky ? exponential(-most) : (vec){0};
-    for (long j = 0; j < s->parents; j++) total += couplings[j] = exponential(couplings[j] - most);
+    for (long j = 0; j < parents; j++) total += logits[j] = exponential(logits[j] - most);
     vec share = 1 / total;
-    for (long j = 0; j < s->parents; j++) couplings[j] *= share;
+    for (long j = 0; j < parents; j++) logits[j] *= share;
 }
 
-/* strays[j] = c_j (a_j - sum over k of c_k a_k): the gradient for the logits of couplings that are pushed by a. */
-static inline void stray(long parents, const vec *couplings, vec *pushes) {
+/* pushes[j] become c_j (a_j - sum over k of c_k a_k): the gradient for the logits of couplings c that a pushes. */
+static inline void stray(long parents, const vec *restrict couplings, vec *restrict pushes) {
     vec mean = {0};
     for (long j = 0; j < parents; j++) mean += couplings[j] * pushes[j];
     for (long j = 0; j < parents; j++) pushes[j] = couplings[j] * (pushes[j] - mean);
 }
 
-/* sum[j, e] += shares[j] votes[j, e] */
-static inline void gather(long parents, const vec *restrict shares, const vec *restrict votes, vec *restrict sum) {
-    for (long j = 0; j < parents; j++, votes += E, sum += E)
-        for (int e = 0; e < E; e++) sum[e] += shares[j] * votes[e];
-}
-
-/* The sum of the votes by their couplings or, with grad, by the strays that grad makes. */
-void weighted_sum(const shape *s, const vec *x, const REAL *w, const vec *agreed, const REAL *prior, const vec *grad,
-                  vec *sum, vec *scratch) {
-    long parents = s->parents, parent_size = parents * E;
-    vec *votes = scratch, *couplings = votes + parent_size, *pushes = couplings + parents;
-    for (long tile = s->first; tile < s->last; tile += TILE)
+/* The sum of a worker's votes. */
+static void even_sum_of(const shape *s, long worker, const vec *x, const REAL *w, vec *sum) {
+    long parents = s->parents, last = begin(s, worker + 1);
+    for (long tile = begin(s, worker); tile < last; tile += TILE)
         for (long k = 0; k < s->blocks; k++)
-            for (long i = tile; i < tile + TILE && i < s->last; i++) {
-                vote(parents, x + (k * s->children + i) * D, w + i * parent_size * D, votes);
-                couple(s, votes, agreed + k * parent_size, prior ? prior + i * parents : 0, couplings);
-                if (grad) {
-                    agree(parents, votes, grad + k * parent_size, pushes);
-                    stray(parents, couplings, pushes);
+            for (long j = 0; j < parents; j++) {
+                vec total[E], *to = sum + (k * parents + j) * E;
+                for (int e = 0; e < E; e++) total[e] = to[e];
+                for (long i = tile; i < tile + TILE && i < last; i++)
+                    add_vote(x + (k * s->children + i) * D, w + (i * parents + j) * D * E, total);
+                for (int e = 0; e < E; e++) to[e] = total[e];
+            }
+}
+
+void even_sum(const shape *s, const vec *x, const REAL *w, vec *sums) {
+#pragma omp parallel for num_threads(s->workers)
+    for (long worker = 0; worker < s->workers; worker++)
+        even_sum_of(s, worker, x, w, sums + worker * s->blocks * s->parents * E);
+}
+
+/* The sum of a worker's votes by their couplings or, with grad, by the strays that grad makes. */
+static void weighted_sum_of(const shape *s, long worker, const vec *x, const REAL *w, const vec *agreed,
+                            const REAL *prior, const vec *grad, vec *sum, vec *scratch) {
+    long parents = s->parents, size = parents * E, last = begin(s, worker + 1);
+    vec *votes = scratch, *couplings = votes + size, *pushes = couplings + parents;
+    for (long tile = begin(s, worker); tile < last; tile += TILE)
+        for (long k = 0; k < s->blocks; k++)
+            for (long i = tile; i < tile + TILE && i < last; i++) {
+                const vec *child = x + (k * s->children + i) * D, *v = agreed + k * size, *g = grad + k * size;
+                for (long j = 0; j < parents; j++) {
+                    vec vote[E] = {0};
+                    add_vote(child, w + (i * parents + j) * D * E, vote);
+                    couplings[j] = dot(vote, v + j * E);
+                    if (grad) pushes[j] = dot(vote, g + j * E);
+                    for (int e = 0; e < E; e++) votes[j * E + e] = vote[e];
                 }
-                gather(parents, grad ? pushes : couplings, votes, sum + k * parent_size);
+                couple(s, prior ? prior + i * parents : 0, couplings);
+                if (grad) stray(parents, couplings, pushes);
+                for (long j = 0; j < parents; j++)
+                    add(grad ? pushes[j] : couplings[j], votes + j * E, sum + k * size + j * E);
             }
 }
 
-/* grad_x[d] = sum over j, e of w[j, d, e] grad[j, e] */
-static inline void descend(long parents, const REAL *restrict w, const vec *restrict grad, vec *restrict grad_x) {
-    vec total[D];
-    for (int d = 0; d < D; d++) total[d] = (vec){0};
-    for (long j = 0; j < parents; j++, w += D * E, grad += E)
-        for (int e = 0; e < E; e++)
-            for (int d = 0; d < D; d++) total[d] += w[d * E + e] * grad[e];
-    for (int d = 0; d < D; d++) grad_x[d] = total[d];
+void weighted_sum(const shape *s, const vec *x, const REAL *w, const vec *agreed, const REAL *prior, const vec *grad,
+                  vec *sums, vec *scratch) {
+    long size = s->blocks * s->parents * E, room = scratch_size(s, 1);
+#pragma omp parallel for num_threads(s->workers)
+    for (long worker = 0; worker < s->workers; worker++)
+        weighted_sum_of(s, worker, x, w, agreed, prior, grad, sums + worker * size, scratch + worker * room);
 }
 
-/* grad_w[j, d, e] += sum over n of x[n][d] grad[n, j, e], by lanes */
-static inline void multiply(long parents, long some, const vec **x, const vec *restrict grad, vec *restrict grad_w) {
-    long parent_size = parents * E;
-    for (long j = 0; j < parents; j++)
-        for (int d = 0; d < D; d++)
-            for (int e = 0; e < E; e++) {
-                vec total = grad_w[(j * D + d) * E + e];
-                for (long n = 0; n < some; n++) total += x[n][d] * grad[n * parent_size + j * E + e];
-                grad_w[(j * D + d) * E + e] = total;
-            }
+/* The sums of neighbouring lanes of a, then those of b. */
+INLINE vec neighbours(vec a, vec b) {
+#ifdef __clang__
+    vec sum;
+    for (int l = 0; l < LANES / 2; l++) sum[l] = a[2 * l] + a[2 * l + 1], sum[LANES / 2 + l] = b[2 * l] + b[2 * l + 1];
+    return sum;
+#else
+    bits even, odd;
+    for (int l = 0; l < LANES; l++) even[l] = 2 * l, odd[l] = 2 * l + 1;
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+#endif
 }
 
-static inline REAL over_lanes(vec a) {
-    REAL total = 0;
-    for (int l = 0; l < LANES; l++) total += a[l];
-    return total;
+/* Lane l of the result is the sum over the lanes of rows[l], which are lost. */
+INLINE vec over_lanes(vec *rows) {
+    for (int many = LANES; many > 1; many /= 2)
+        for (int n = 0; n < many / 2; n++) rows[n] = neighbours(rows[2 * n], rows[2 * n + 1]);
+    return rows[0];
 }
 
-/* The gradients of the weighted sums of `times` iterations; the strays reach x and w only if through. */
-void gradients(const shape *s, long times, long through, const vec *x, const REAL *w, const vec *agreed,
-               const REAL *prior, const vec *grad, vec *grad_x, REAL *grad_w, REAL *grad_prior, vec *scratch) {
-    long parents = s->parents, parent_size = parents * E, all = s->blocks * parent_size;
-    vec *votes = scratch, *to_votes = votes + parent_size, *couplings = to_votes + GROUP * parent_size;
-    vec *pushes = couplings + parents, *to_prior = pushes + parents, *to_w = to_prior + parents;
-    for (long i = s->first; i < s->last; i++) {
-        const REAL *matrices = w + i * parent_size * D;
-        for (long n = 0; n < parents; n++) to_prior[n] = (vec){0};
-        for (long n = 0; n < parent_size * D; n++) to_w[n] = (vec){0};
-        for (long k = 0; k < s->blocks; k += GROUP) {
-            long some = s->blocks - k < GROUP ? s->blocks - k : GROUP;
-            const vec *child[GROUP];
-            for (long n = 0; n < some; n++) {
-                const vec *v = agreed + (k + n) * parent_size, *g = grad + (k + n) * parent_size;
-                vec *to_vote = to_votes + n * parent_size;
-                child[n] = x + ((k + n) * s->children + i) * D;
-                vote(parents, child[n], matrices, votes);
-                for (long m = 0; m < parent_size; m++) to_vote[m] = (vec){0};
-                for (long t = 0; t < times; t++, v += all, g += all) {
-                    couple(s, votes, v, prior ? prior + i * parents : 0, couplings);
-                    gather(parents, couplings, g, to_vote);
-                    if (!through && !prior) continue;
-                    agree(parents, votes, g, pushes);
-                    stray(parents, couplings, pushes);
-                    if (through) gather(parents, pushes, v, to_vote);
-                    for (long j = 0; j < parents; j++) to_prior[j] += pushes[j];
-                }
-                descend(parents, matrices, to_vote, grad_x + ((k + n) * s->children + i) * D);
-            }
-            multiply(parents, some, child, to_votes, to_w);
+/* grad_w[d, e] += sum over n and over the images of x[n][d] grad[n * stride + e]: a tile of as many sums as a vec has
+lanes is added up in registers, and then over the lanes. */
+INLINE void multiply(int some, const vec *const *x, const vec *grad, long stride, REAL *grad_w) {
+    for (int d = 0; d < D; d += DOWN)
+        for (int e = 0; e < E; e += ACROSS) {
+            vec total[DOWN * ACROSS] = {0};
+            for (int n = 0; n < some; n++)
+                for (int a = 0; a < DOWN && d + a < D; a++)
+                    for (int c = 0; c < ACROSS && e + c < E; c++)
+                        total[a * ACROSS + c] += x[n][d + a] * grad[n * stride + e + c];
+            vec sums = over_lanes(total);
+            for (int a = 0; a < DOWN && d + a < D; a++)
+                for (int c = 0; c < ACROSS && e + c < E; c++) grad_w[(d + a) * E + e + c] += sums[a * ACROSS + c];
         }
-        for (long n = 0; n < parent_size * D; n++) grad_w[i * parent_size * D + n] = over_lanes(to_w[n]);
-        if (prior)
-            for (long j = 0; j < parents; j++) grad_prior[i * parents + j] = over_lanes(to_prior[j]);
+}
+
+/* What goes through one child of a block of images. The pointers v, g and even are that block's. */
+static inline void descend(const shape *s, long times, long through, const vec *restrict x, const REAL *restrict w,
+                           const vec *restrict v, const REAL *restrict prior, const vec *restrict g,
+                           const vec *restrict even, vec *restrict to_x, vec *restrict to_votes, vec *restrict to_prior,
+                           vec *restrict couplings) {
+    long parents = s->parents, all = s->blocks * parents * E;
+    vec *pushes = couplings + times * parents;
+    for (long j = 0; j < parents; j++) {
+        vec vote[E] = {0};
+        add_vote(x, w + j * D * E, vote);
+        for (long t = 0; t < times; t++) {
+            couplings[t * parents + j] = dot(vote, v + t * all + j * E);
+            pushes[t * parents + j] = dot(vote, g + t * all + j * E);
+        }
     }
+    for (long t = 0; t < times; t++) {
+        couple(s, prior, couplings + t * parents);
+        stray(parents, couplings + t * parents, pushes + t * parents);
+        for (long j = 0; j < parents; j++) to_prior[j] += pushes[t * parents + j];
+    }
+    vec total[D] = {0};
+    for (long j = 0; j < parents; j++, w += D * E) {
+        vec to_vote[E];
+        for (int e = 0; e < E; e++) to_vote[e] = even ? even[j * E + e] : (vec){0};
+        for (long t = 0; t < times; t++) {
+            add(couplings[t * parents + j], g + t * all + j * E, to_vote);
+            if (through) add(pushes[t * parents + j], v + t * all + j * E, to_vote);
+        }
+        for (int e = 0; e < E; e++) to_votes[j * E + e] = to_vote[e];
+        for (int e = 0; e < E; e++)
+            for (int d = 0; d < D; d++) total[d] += w[d * E + e] * to_vote[e];
+    }
+    for (int d = 0; d < D; d++) to_x[d] = total[d];
+}
+
+static void gradients_of(const shape *s, long worker, long times, long through, const vec *x, const REAL *w,
+                         const vec *agreed, const REAL *prior, const vec *grad, const vec *even, vec *grad_x,
+                         REAL *grad_w, REAL *grad_prior, vec *scratch) {
+    long parents = s->parents, size = parents * E;
+    vec *to_votes = scratch, *to_prior = to_votes + GROUP * size, *couplings = to_prior + parents;
+    for (long i = begin(s, worker); i < begin(s, worker + 1); i++) {
+        REAL *to_w = grad_w + i * size * D;
+        for (long n = 0; n < size * D; n++) to_w[n] = 0;
+        for (long j = 0; j < parents; j++) to_prior[j] = (vec){0};
+        for (long k = 0; k < s->blocks; k += GROUP) {
+            int some = s->blocks - k < GROUP ? s->blocks - k : GROUP;
+            const vec *child[GROUP];
+            for (int n = 0; n < some; n++) {
+                long place = (k + n) * s->children + i, parent = (k + n) * size;
+                child[n] = x + place * D;
+                descend(s, times, through, child[n], w + i * size * D, agreed + parent, prior ? prior + i * parents : 0,
+                        grad + parent, even ? even + parent : 0, grad_x + place * D, to_votes + n * size, to_prior,
+                        couplings);
+            }
+            for (long j = 0; j < parents; j++)
+                if (some == GROUP)
+                    multiply(GROUP, child, to_votes + j * E, size, to_w + j * D * E);
+                else
+                    multiply(some, child, to_votes + j * E, size, to_w + j * D * E);
+        }
+        for (long j = 0; prior && j < parents; j++) {
+            grad_prior[i * parents + j] = 0;
+            for (int l = 0; l < LANES; l++) grad_prior[i * parents + j] += to_prior[j][l];
+        }
+    }
+}
+
+/* The gradients of the weighted sums of `times` iterations; the strays reach x and w only if through. Every vote has
+the gradient `even` besides, if that is not NULL. */
+void gradients(const shape *s, long times, long through, const vec *x, const REAL *w, const vec *agreed,
+               const REAL *prior, const vec *grad, const vec *even, vec *grad_x, REAL *grad_w, REAL *grad_prior,
+               vec *scratch) {
+    long room = scratch_size(s, times);
+#pragma omp parallel for num_threads(s->workers)
+    for (long worker = 0; worker < s->workers; worker++)
+        gradients_of(s, worker, times, through, x, w, agreed, prior, grad, even, grad_x, grad_w, grad_prior,
+                     scratch + worker * room);
 }

@@ -11,8 +11,6 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -25,17 +23,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+ALIGNMENT = 64  # bytes, that of PyTorch's own memory
 WIDEST = 64  # dimensions of a capsule, of which a matrix fits the registers
 
 log = logging.getLogger(__name__)
 
 
 class Shape(ctypes.Structure):
-    """How many of everything there are, and which children a call is for."""
+    """How many of everything there are: the struct of the same name in `native.c`."""
 
-    _fields_ = [(name, ctypes.c_long) for name in ("children", "parents", "blocks", "leaky", "first", "last")]
+    _fields_ = [(name, ctypes.c_long) for name in ("children", "parents", "blocks", "leaky", "workers")]
 
 
 class Passes:
@@ -43,12 +42,19 @@ class Passes:
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
         exact = torch.promote_types(children.dtype, torch.float32)
-        self.weight = weight.to(exact).contiguous()
-        self.prior = None if prior is None else prior.to(exact).contiguous()
-        library = compiled(exact, *weight.shape[2:])
-        self.library, self.lanes, self.images = library, library.lanes(), len(children)
+        self.weight = _aligned(weight.to(exact))
+        self.prior = None if prior is None else _aligned(prior.to(exact))
+        self.library, self.images = compiled(exact, *weight.shape[2:]), len(children)
+        self.lanes = self.library.lanes()
         self.x = self._in_lanes(children.to(exact))  # [blocks, i, d, lanes]
-        self.leaky = leaky
+        blocks, i = self.x.shape[:2]
+        self.shape = Shape(i, weight.shape[1], blocks, leaky, min(torch.get_num_threads(), i))
+
+    def even_sum(self) -> Tensor:
+        """See `streaming.Passes.even_sum`."""
+        sums = self._empty_sums()
+        self._call("even_sum", self.x, self.weight, sums)
+        return self._in_rows(sums.sum(dim=0))  # over workers
 
     def weighted_sum(self, agreed: Tensor) -> Tensor:
         """See `streaming.Passes.weighted_sum`."""
@@ -56,52 +62,42 @@ class Passes:
 
     def pull(self, agreed: Tensor, grad: Tensor) -> Tensor:
         """See `streaming.Passes.pull`."""
-        return self._sum(agreed, grad)
+        return self._sum(agreed, self._in_lanes(grad))
 
-    def gradients(self, agreed: Tensor, grad: Tensor, through: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def gradients(
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `streaming.Passes.gradients`."""
-        agreed, grad = (torch.stack([self._in_lanes(one) for one in many]) for many in (agreed, grad))
-        grad_x, grad_weight = torch.empty_like(self.x), torch.empty_like(self.weight)
+        times, (agreed, grad) = len(grad), (self._in_lanes(many) for many in (agreed, grad))
+        even = None if even is None else self._in_lanes(even)
+        given = self.x, self.weight, agreed, self.prior, grad, even
+        results = torch.empty_like(self.x), torch.empty_like(self.weight)
         grad_prior = None if self.prior is None else torch.empty_like(self.prior)
-
-        def some(shape: Shape, _: int, scratch: Tensor) -> None:
-            tensors = self.x, self.weight, agreed, self.prior, grad, grad_x, grad_weight, grad_prior, scratch
-            self.library.gradients(
-                ctypes.byref(shape), ctypes.c_long(len(grad)), ctypes.c_long(through), *map(_address, tensors)
-            )
-
-        self._share_out(some)
-        return self._in_rows(grad_x), grad_weight, grad_prior
+        self._call("gradients", times, int(through), *given, *results, grad_prior, self._scratch(times))
+        return self._in_rows(results[0]), results[1], grad_prior
 
     def _sum(self, agreed: Tensor, grad: Tensor | None) -> Tensor:
-        agreed = self._in_lanes(agreed)  # [blocks, j, e, lanes]
-        grad = None if grad is None else self._in_lanes(grad)
-        sums = agreed.new_zeros(_workers(self.x.shape[1]), *agreed.shape)
-
-        def some(shape: Shape, worker: int, scratch: Tensor) -> None:
-            tensors = self.x, self.weight, agreed, self.prior, grad, sums[worker], scratch
-            self.library.weighted_sum(ctypes.byref(shape), *map(_address, tensors))
-
-        self._share_out(some)
+        sums = self._empty_sums()
+        given = self.x, self.weight, self._in_lanes(agreed), self.prior, grad
+        self._call("weighted_sum", *given, sums, self._scratch(1))
         return self._in_rows(sums.sum(dim=0))  # over workers
 
-    def _share_out(self, some: Callable[[Shape, int, Tensor], None]) -> None:
-        """Give each worker an equal part of the children."""
-        blocks, children = self.x.shape[:2]
-        shape = Shape(children, self.weight.shape[1], blocks, self.leaky)
-        workers = _workers(children)
-        scratch = self.x.new_empty(workers, self.library.scratch_size(ctypes.byref(shape)) * self.lanes)
-        ends = [children * k // workers for k in range(workers + 1)]
-        parts = [Shape(children, shape.parents, blocks, self.leaky, *ends[k : k + 2]) for k in range(workers)]
-        if workers == 1:
-            some(parts[0], 0, scratch[0])
-        else:
-            list(_pool(workers).map(some, parts, range(workers), scratch))
+    def _empty_sums(self) -> Tensor:
+        shape = self.shape
+        return self.x.new_zeros(shape.workers, shape.blocks, shape.parents, self.weight.shape[3], self.lanes)
+
+    def _scratch(self, times: int) -> Tensor:
+        size = self.library.scratch_size(ctypes.byref(self.shape), ctypes.c_long(times))
+        return self.x.new_empty(self.shape.workers, size, self.lanes)
+
+    def _call(self, name: str, *given: Tensor | int | None) -> None:
+        numbers = (ctypes.c_long(a) if isinstance(a, int) else _address(a) for a in given)
+        getattr(self.library, name)(ctypes.byref(self.shape), *numbers)
 
     def _in_lanes(self, rows: Tensor) -> Tensor:
-        """Images side by side, with zeros to fill the last block: [b, n, m] → [blocks, n, m, lanes]."""
-        rows = pad(rows, (0, 0, 0, 0, 0, -len(rows) % self.lanes))
-        return rearrange(rows, "(blocks lanes) n m -> blocks n m lanes", lanes=self.lanes).contiguous()
+        """Images side by side, with zeros to fill the last block: [..., b, n, m] → [..., blocks, n, m, lanes]."""
+        rows = pad(rows, (0, 0, 0, 0, 0, -self.images % self.lanes))
+        return _aligned(rearrange(rows, "... (blocks lanes) n m -> ... blocks n m lanes", lanes=self.lanes))
 
     def _in_rows(self, blocks: Tensor) -> Tensor:
         """The images again: [blocks, n, m, lanes] → [b, n, m]."""
@@ -166,13 +162,10 @@ def _machine() -> str:
         return platform.processor()
 
 
-def _workers(children: int) -> int:
-    return min(torch.get_num_threads(), children)
-
-
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "routing")
+def _aligned(tensor: Tensor) -> Tensor:
+    """The same numbers, contiguous, from where a vector register can be loaded at once."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _address(tensor: Tensor | None) -> ctypes.c_void_p:

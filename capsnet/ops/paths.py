@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -10,8 +9,9 @@ from torch import Tensor
 from capsnet.errors import InputError
 
 RoutingPath = Literal["twin", "streaming", "native", "triton"]
-FEW = 1 << 15  # votes, numbers of them, that are so few that keeping them costs less than not to
-_asked: ContextVar[RoutingPath | None] = ContextVar("_asked", default=None)
+FEW_VOTES = 1 << 19  # numbers of them that a processor keeps in less time than it makes them again
+FEW_IMAGES = 2  # whose votes are fewer than the weight's numbers, and which would fill few lanes of a vector
+_asked: RoutingPath | None = None  # of the whole process, since a device's backward pass has a thread of its own
 
 
 @contextmanager
@@ -22,11 +22,12 @@ def routing_path(path: RoutingPath) -> Iterator[None]:
     """
     if path not in get_args(RoutingPath):
         raise InputError(f"a routing path is one of {', '.join(get_args(RoutingPath))}, not {path!r}")
-    token = _asked.set(path)
+    global _asked
+    before, _asked = _asked, path
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked = before
 
 
 def choose_path(children: Tensor, weight: Tensor) -> RoutingPath:
@@ -34,13 +35,16 @@ def choose_path(children: Tensor, weight: Tensor) -> RoutingPath:
 
     Raises InputError where the path that was asked for cannot run.
     """
-    if (asked := _asked.get()) is not None:
-        if lacking := _lacking(asked, children, weight):
-            raise InputError(f"routing by {asked} cannot run: {lacking}")
-        return asked
-    if len(children) * weight.numel() // max(1, weight.shape[2]) <= FEW:
+    if _asked is not None:
+        if lacking := _lacking(_asked, children, weight):
+            raise InputError(f"routing by {_asked} cannot run: {lacking}")
+        return _asked
+    if not _lacking("triton", children, weight):
+        return "triton"
+    votes = len(children) * weight.numel() // max(1, weight.shape[2])
+    if votes <= FEW_VOTES or len(children) <= FEW_IMAGES:
         return "twin"
-    return next(path for path in ("triton", "native", "streaming") if not _lacking(path, children, weight))
+    return "streaming" if _lacking("native", children, weight) else "native"
 
 
 def passes_of(path: RoutingPath) -> type[Any]:

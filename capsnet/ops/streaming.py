@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-CACHE = 1 << 18  # numbers of a tile, over parents, images, children and their axis d
+CACHE = 1 << 20  # numbers of a tile, over parents, images, children and their axis d
 LEAST = 16  # children in a tile, of which a product should have some
 
 
@@ -42,6 +42,10 @@ class Passes:
         self.children, self.weight, self.prior, self.leaky = children, weight, prior, leaky
         self.exact = torch.promote_types(children.dtype, torch.float32)
 
+    def even_sum(self) -> Tensor:
+        """Σ_i û_ij [b, j, e]."""
+        return sum_evenly(self.children, self.weight)
+
     def weighted_sum(self, agreed: Tensor) -> Tensor:
         """s_j = Σ_i c_ij û_ij [b, j, e], where the logits are prior_ij + û_ij·V_j and V is `agreed` [b, j, e]."""
         agreed = rearrange(agreed, "b j e -> j b e").to(self.children.dtype)
@@ -61,17 +65,18 @@ class Passes:
             total[:, tile.images] += _gather(strayed, tile)
         return rearrange(total, "j b e -> b j e")
 
-    def gradients(self, agreed: Tensor, grad: Tensor, through: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def gradients(
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The gradients for children, weight and prior of weighted sums whose own gradients are `grad`.
 
-        agreed and grad [t, b, j, e] are those of t iterations. Without `through` the agreement is a constant, so that
-        only the prior has a gradient through the couplings.
+        agreed and grad [t, b, j, e] are those of t iterations; `even` [b, j, e] is that of `even_sum`. Without
+        `through` the agreement is a constant, so that only the prior has a gradient through the couplings.
         """
         agreed, grad = (rearrange(t, "t b j e -> t j b e").to(self.children.dtype) for t in (agreed, grad))
-        grad_children, grad_weight, grad_prior = (
-            None if like is None else torch.zeros_like(like, dtype=self.exact, memory_format=torch.contiguous_format)
-            for like in (self.children, self.weight, self.prior)
-        )
+        grad_children = torch.zeros(self.children.shape, dtype=self.exact, device=self.children.device)
+        grad_weight = grad_children.new_zeros(self.weight.shape)
+        grad_prior = None if self.prior is None else grad_children.new_zeros(self.prior.shape)
         for tile in self._tiles():
             to_x, to_w = (torch.zeros_like(like, dtype=self.exact) for like in (tile.x, tile.w))
             for v, g in zip(agreed[:, :, tile.images], grad[:, :, tile.images], strict=True):
@@ -87,6 +92,8 @@ class Passes:
                     grad_prior[tile.children] += rearrange(strayed.sum(dim=1), "j i -> i j")  # over images b
             grad_children[tile.images, tile.children] = rearrange(to_x, "b d i -> b i d")
             grad_weight[tile.children] += rearrange(to_w, "j (d i) e -> i j d e", i=to_x.shape[2])
+        if even is not None:
+            add_even_gradients(self.children, self.weight, even, grad_children, grad_weight)
         return grad_children, grad_weight, grad_prior
 
     def _tiles(self) -> Iterator[Tile]:
@@ -112,6 +119,20 @@ class Passes:
             logits = torch.cat([logits, logits.new_zeros(1, *logits.shape[1:])])
         couplings = logits.softmax(dim=0)  # over parents j, and the orphan
         return couplings[: len(agreed)], spread
+
+
+def sum_evenly(children: Tensor, weight: Tensor) -> Tensor:
+    """Σ_i û_ij, one matrix product: children [b, i, d], weight [i, j, d, e] → [b, j, e]."""
+    total = children.flatten(1) @ rearrange(weight, "i j d e -> (i d) (j e)")
+    return total.unflatten(1, weight.shape[1::2]).to(torch.promote_types(total.dtype, torch.float32))
+
+
+def add_even_gradients(children: Tensor, weight: Tensor, even: Tensor, to_children: Tensor, to_weight: Tensor) -> None:
+    """Add the gradients of `sum_evenly` whose own gradient is even [b, j, e]."""
+    even = even.to(children.dtype).flatten(1)
+    to_children += (even @ rearrange(weight, "i j d e -> (j e) (i d)")).view_as(children)
+    products = children.flatten(1).T @ even  # [i · d, j · e]
+    to_weight += rearrange(products, "(i d) (j e) -> i j d e", d=children.shape[2], e=weight.shape[3])
 
 
 def _spread(vectors: Tensor, tile: Tile) -> Tensor:

@@ -90,15 +90,21 @@ def test_a_shift_moves_pixels_as_its_slow_twin_and_fills_with_zeros(dtype):
     images = torch.randint(1, 256, (12, 3, 5, 7), generator=seeded()).to(dtype)
     down, right = torch.randint(-2, 3, (2, 12, 1), generator=seeded(1))
     expected = torch.stack([moved_by(*each) for each in zip(images, down.flatten(), right.flatten(), strict=True)])
-    moved = shifted(images, 2, seeded(1))
+    moved = shifted(images, torch.stack([down, right]).squeeze(-1), 2)
     assert moved.dtype == dtype
     assert torch.equal(moved, expected)
 
 
+def drawn(images, shift, size=30):
+    """The images as an epoch of batches shifts them."""
+    images = ImageSet(images, torch.zeros(len(images)).long())
+    return torch.cat([pixels for pixels, _ in batches(images, size, shift=shift, generator=seeded())])
+
+
 def places_of_a_dot(shift, n=2000):
     dots = torch.zeros(n, 1, 9, 9, dtype=torch.uint8)
-    dots[:, :, 4, 4] = 1
-    found = shifted(dots, shift, seeded()).nonzero()
+    dots[:, :, 4, 4] = 255
+    found = drawn(dots, shift).nonzero()
     assert len(found) == n
     return (found[:, 2:] - 4).tolist()
 
@@ -115,13 +121,18 @@ def test_images_of_a_batch_are_shifted_each_on_its_own():
     assert len({tuple(place) for place in places_of_a_dot(2, n=20)}) > 5
 
 
+def test_the_same_seed_draws_the_same_shifts_whatever_the_size_of_a_batch():
+    images = torch.randint(0, 256, (10, 1, 5, 5), dtype=torch.uint8)
+    whole = [drawn(images, 2, size=10) for _ in range(2)]
+    assert torch.equal(*whole)
+
+
 def test_a_shift_of_zero_moves_nothing():
     images = torch.randint(0, 256, (4, 1, 5, 5), dtype=torch.uint8)
-    assert torch.equal(shifted(images, 0, seeded()), images)
+    assert torch.equal(shifted(images, torch.zeros(2, 4).long(), 0), images)
 
 
 def test_a_shift_never_wraps_even_past_the_whole_image():
-    images = torch.ones(200, 1, 3, 3)
-    moved = shifted(images, 5, seeded())
+    moved = drawn(torch.full((200, 1, 3, 3), 255, dtype=torch.uint8), 5)
     assert torch.isin(moved.sum(dim=(1, 2, 3)), torch.tensor([0.0, 1, 2, 3, 4, 6, 9])).all()  # rectangles only
     assert (moved.sum(dim=(1, 2, 3)) == 0).any()

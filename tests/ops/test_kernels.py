@@ -12,7 +12,8 @@ from einops import einsum
 
 from capsnet.errors import InputError
 from capsnet.ops.reference import couple, vote
-from tests.ops.test_routing import LargestTensor
+from tests.ops.routes import LargestTensor, arguments, by
+from tests.ops.routes import twin as routed_twin
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -66,6 +67,17 @@ def _placed(tensor):
         return tensor
     sea = tensor.new_full((tensor.numel() + 512,), torch.nan)
     return sea[256:-256].view(tensor.shape).copy_(tensor)
+
+
+def _route(pickled):
+    from capsnet.ops import paths
+    from capsnet.ops.routing import route
+
+    paths._lacking_triton = lambda *_: ""  # the interpreter stands in for the device
+    tensors, options = pickle.loads(pickled)
+    with paths.routing_path("triton"):
+        results = by(route, {name: _placed(t) for name, t in tensors.items()}, **options)
+    return pickle.dumps([t.cpu() for t in results])
 
 
 def _largest(pickled):
@@ -138,6 +150,15 @@ def test_every_kind_of_logits_is_the_twins(name, agreed, prior, leaky, call):
     children, weight, v, *others = inputs(2, 3, 2, 2, 3, prior=prior, leaky=leaky)[name]
     args = (children, weight, v if agreed else None, *others)
     torch.testing.assert_close(call(name, *args), twins(name, *args))
+
+
+@pytest.mark.parametrize("gradient", ["all", "last"])
+@pytest.mark.parametrize("extras", [(), ("bias",), ("prior", "bias")], ids=str)
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_routing_by_the_kernels_is_the_twins(iterations, extras, gradient, worker):
+    tensors = arguments((2, 3, 2, 5, 3), *extras)
+    options = {"iterations": iterations, "gradient": gradient, "leaky": True}
+    torch.testing.assert_close(_in(worker, _route, tensors, options), by(routed_twin, tensors, **options))
 
 
 @pytest.mark.parametrize("t", [2, 3])

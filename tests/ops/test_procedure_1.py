@@ -1,13 +1,15 @@
-"""Both routings are Procedure 1: equal, with their gradients, to loops over single numbers."""
+"""Every routing is Procedure 1: equal, with its gradients, to loops over single numbers."""
 
 import pytest
 import torch
 from einops import einsum
 
+from capsnet.ops.paths import routing_path
 from capsnet.ops.reference import dynamic_routing, routing_trace, vote
 from capsnet.ops.routing import route
 from capsnet.ops.squash import squash
 from tests.ops.gradients import with_gradients
+from tests.ops.routes import no_compiler
 from tests.ops.scalar_routing import scalar_routing
 
 
@@ -20,11 +22,28 @@ def with_votes(children, weight, *args, **options):
     return dynamic_routing(vote(children, weight), *args, **options)
 
 
+def by(path):
+    """Routing by one of its fast paths, of inputs so few that `route` itself would keep their votes."""
+
+    def call(*args, **options):
+        with routing_path(path):
+            return route(*args, **options)
+
+    return call
+
+
+ROUTINGS = [
+    pytest.param(with_votes, id="twin"),
+    pytest.param(by("streaming"), id="streaming"),
+    pytest.param(by("native"), id="native", marks=no_compiler),
+]
+
+
 @pytest.mark.parametrize("gradient", ["all", "last"])
 @pytest.mark.parametrize("leaky", [False, True], ids=["as printed", "leaky"])
 @pytest.mark.parametrize("extras", [(), ("prior",), ("bias",), ("prior", "bias")], ids=str)
 @pytest.mark.parametrize("iterations", [1, 2, 3])
-@pytest.mark.parametrize("routing", [with_votes, route])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_routing_equals_procedure_1_with_one_number_at_a_time(routing, iterations, extras, leaky, gradient):
     children, weight = inputs()
     shapes = {"prior": weight.shape[:2], "bias": weight.shape[1::2]}  # [i, j] and [j, e]
@@ -42,7 +61,7 @@ def test_routing_equals_procedure_1_with_one_number_at_a_time(routing, iteration
     )
 
 
-@pytest.mark.parametrize("routing", [with_votes, route])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_what_the_gradient_passes_through_changes_the_gradient_alone(routing):
     children, weight = inputs()
     through_all = with_gradients(lambda *inputs: routing(*inputs, gradient="all"), children, weight)
@@ -52,7 +71,7 @@ def test_what_the_gradient_passes_through_changes_the_gradient_alone(routing):
         assert (all_ - last).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("routing", [with_votes, route])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_the_last_gradient_takes_the_couplings_for_constants(routing):
     children, weight = inputs()
     *_, (couplings, _) = routing_trace(vote(children, weight))
@@ -64,7 +83,7 @@ def test_the_last_gradient_takes_the_couplings_for_constants(routing):
     torch.testing.assert_close(result, with_gradients(one_sum, children, weight))
 
 
-@pytest.mark.parametrize("routing", [with_votes, route])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_an_image_is_routed_the_same_alone_as_in_a_batch(routing):
     children, weight = inputs(b=5, i=7)
     together = routing(children, weight)
@@ -72,14 +91,14 @@ def test_an_image_is_routed_the_same_alone_as_in_a_batch(routing):
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("routing", [with_votes, route])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_the_order_of_the_children_does_not_matter_to_the_parents(routing):
     children, weight = inputs(i=7)
     order = torch.randperm(7)
     torch.testing.assert_close(routing(children[:, order], weight[order]), routing(children, weight))
 
 
-@pytest.mark.parametrize("routing", [with_votes, route])
+@pytest.mark.parametrize("routing", ROUTINGS)
 def test_parents_in_another_order_come_out_in_that_order(routing):
     children, weight = inputs(j=5)
     order = torch.randperm(5)

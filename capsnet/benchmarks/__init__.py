@@ -1,0 +1,1 @@
+"""How fast this machine routes, trains and predicts, beside the textbook: measurements that refuse wrong results."""

@@ -1,0 +1,135 @@
+"""One step of training, which nothing in it waits for; on a GPU it is recorded once as a CUDA graph and then replayed.
+
+The arithmetic of a step takes an H200 less time than a processor takes to launch the step's kernels one by one. A CUDA
+graph launches them all at once. It replays the very operations it has recorded, on the memory they were recorded with,
+so that batches are copied to where it reads them, and the learning rate is a number on the device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from capsnet.baselines import ConvBaseline
+from capsnet.build import losses
+from capsnet.models import CapsNet
+from capsnet.recipe import Recipe
+
+WARM = 3  # calls before a recording: libraries choose their kernels in them, compile them and allocate what they keep
+
+
+class Step:
+    """Forward, backward, Adam and the average of the weights for one batch.
+
+    Batches of the recipe's size are taken by `torch.compile` if `compiled` and from a recording on a GPU; others, which
+    would have to be compiled and recorded anew, are not.
+    """
+
+    def __init__(self, network: CapsNet | ConvBaseline, recipe: Recipe, fabric: Fabric, *, compiled: bool) -> None:
+        self.network, self.recipe, self.fabric = network, recipe, fabric
+        self.forward = torch.compile(network) if compiled else network
+        on_gpu = fabric.device.type == "cuda"
+        self.rate = torch.zeros((), device=fabric.device, dtype=torch.float32 if on_gpu else torch.float64)
+        self.options = {"lr": self.rate, "fused": True, "capturable": on_gpu}
+        self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
+        self.optimizer.param_groups[0].update(self.options)
+        self.average = AveragedModel(network) if recipe.averaging else None
+        self.recording = Recording(self._take_whole) if on_gpu else None
+        self.names: tuple[str, ...] = ()
+        """What is measured of a batch: the parts of the loss, and the accuracy."""
+
+    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Learn from images [b, c, h, w] and labels [b] at this learning rate → measurements, as `names` calls them."""
+        self.rate.fill_(rate)
+        if len(labels) != self.recipe.batch:
+            measured = self._take(self.network, images, labels)
+        elif self.recording is None:
+            measured = self._take_whole(images, labels)
+        else:
+            measured = self.recording(images, labels)
+        if self.average is not None:
+            self.average.n_averaged += 1
+        return measured
+
+    def _take_whole(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self._take(self.forward, images, labels)
+
+    def _take(self, forward: Callable[..., Any], images: Tensor, labels: Tensor) -> Tensor:
+        with self.fabric.autocast():
+            parts = losses(forward, images, labels, self.recipe)
+        recorded = self.recording is not None and self.recording.graph is not None
+        self.optimizer.zero_grad(set_to_none=not recorded)  # a recording goes on writing to the gradients' memory
+        self.fabric.backward(parts["loss"])
+        self.optimizer.step()
+        if self.average is not None:
+            self._move(self.average)
+        self.names = tuple(parts)
+        return torch.stack([part.detach() for part in parts.values()])
+
+    def _move(self, average: AveragedModel) -> None:
+        """Move the average towards the weights, at the first step all the way.
+
+        Its own `update_parameters` sends a count to the device each time, which a recording cannot.
+        """
+        decay = self.recipe.averaging if average.n_averaged else 0.0
+        get_ema_multi_avg_fn(decay)(list(average.parameters()), list(self.network.parameters()), 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the network, the optimiser and the average, each by its name."""
+        return {name: part.state_dict() for name, part in self._stateful().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state.
+
+        Raises KeyError, RuntimeError or ValueError where it is that of another network.
+        """
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        self.optimizer.param_groups[0].update(self.options)
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"network": self.network, "optimizer": self.optimizer}
+        return parts if self.average is None else parts | {"average": self.average}
+
+
+class Recording:
+    """A function of tensors on a GPU that is recorded after WARM calls and from then on replayed.
+
+    The function must not read a value from the device, and its tensors must have the same shapes in every call.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function, self.calls = function, 0
+        self.stream = torch.cuda.Stream()
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the function gives for these inputs."""
+        self.calls += 1
+        if self.calls <= WARM:
+            return self._warm(*inputs)
+        graph = self.graph or self._record(*inputs)
+        for place, given in zip(self.inputs, inputs, strict=True):
+            place.copy_(given)
+        graph.replay()
+        return self.result.clone()
+
+    def _warm(self, *inputs: Tensor) -> Tensor:
+        """Call the function on the stream that it will be recorded on."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = self.function(*inputs)
+        current.wait_stream(self.stream)
+        return result
+
+    def _record(self, *inputs: Tensor) -> torch.cuda.CUDAGraph:
+        self.inputs = [torch.empty_like(given) for given in inputs]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            self.result = self.function(*self.inputs)
+        self.graph = graph
+        return graph

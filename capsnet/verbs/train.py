@@ -1,0 +1,85 @@
+"""The verb that trains."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from capsnet.errors import InputError
+from capsnet.recipe import Recipe
+from capsnet.recipes import Fast
+from capsnet.verbs.run import DataDir
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network into a run folder, judge it on the test images and draw its report."""
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """mnist, fashion_mnist, digits, a folder with one sub-folder of images per class, or an .npz file."""
+    recipe: str = "fast"
+    """Where the settings below start from: paper, official, fast, digits, chainer, tensorflow, pytorch, notebook."""
+    run: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """The run folder; runs/DATA-RECIPE by default."""
+    data_dir: DataDir = None
+    """Where mnist and fashion_mnist lie or are downloaded to; else $CAPSNET_DATA, else the user's cache."""
+    resume: bool = False
+    """Go on from the run's checkpoint, by its own recipe."""
+    overwrite: bool = False
+    """Replace a run folder that exists."""
+    settings: OmitArgPrefixes[Recipe] = field(default_factory=Fast)
+
+    def __call__(self) -> None:
+        """Train, evaluate and report."""
+        from capsnet.data import load_data
+        from capsnet.evaluation import judge
+        from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
+        from capsnet.figures.report import write_report
+        from capsnet.models import CapsNet
+        from capsnet.printing import print_evaluation
+        from capsnet.robustness.detector import fit_detector, save_detector
+        from capsnet.runs import load_run, start_run
+        from capsnet.training import train
+
+        if self.resume and self.overwrite:
+            raise InputError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        settings, folder = self.settings, self.run or run_folder(self.data, self.recipe)
+        data = load_data(
+            self.data,
+            data_dir=self.data_dir,
+            validation=settings.validation,
+            seed=settings.seed,
+            image_size=settings.image_size,
+        )
+        if self.resume:
+            run = load_run(folder).extended(data.name, settings)
+        else:
+            run = start_run(folder, settings, data, overwrite=self.overwrite)
+        print(
+            f"{folder}: recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}", flush=True
+        )
+        try:
+            network = train(run, data, resume=self.resume)
+        except KeyboardInterrupt:
+            again = ["capsnet", "train", self.data, "--run", str(folder), "--resume"]
+            again += ["--data-dir", str(self.data_dir)] if self.data_dir else []
+            print(f"\nstopped; go on with: {shlex.join(again)}", file=sys.stderr)
+            raise
+        judgement = judge(network, data.test)
+        print_evaluation(judgement.evaluation(), data.classes)
+        run.write_results(network, data, judgement.evaluation())
+        if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
+            save_detector(run, fit_detector(network, data.validation))
+        rmtree(run.folder / "figures", ignore_errors=True)  # of weights that are no longer the best
+        subject = Subject(run, network, data, judgement)
+        draw_gallery(subject, fitting(subject, QUICK))
+        print(f"report: {write_report(run, network, data, judgement.evaluation())}")
+
+
+def run_folder(data: str, recipe: str) -> Path:
+    """Where a run goes that is given no folder: runs/mnist-fast."""
+    return Path("runs") / f"{Path(data).expanduser().resolve().name.removesuffix('.npz')}-{recipe}"

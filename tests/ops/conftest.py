@@ -1,0 +1,25 @@
+"""Fixtures of the tests of routing: each of its fast paths in turn, and memory that holds nothing of use."""
+
+import pytest
+import torch
+
+from capsnet.ops import streaming
+from capsnet.ops.paths import routing_path
+from tests.ops.routes import PATHS
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    """Every path but the twin in turn, with tiles so small that several are needed."""
+    monkeypatch.setattr(streaming, "CACHE", 512)
+    with routing_path(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned():
+    """Memory is NaN where nothing has been written yet."""
+    torch.set_deterministic_debug_mode("error")
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.set_deterministic_debug_mode("default")

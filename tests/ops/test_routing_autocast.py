@@ -1,0 +1,95 @@
+"""Under autocast routing's products are in its dtype, sums and parents in float32, gradients in the parameters' own."""
+
+import pytest
+import torch
+
+from capsnet.layers import RoutedCaps
+from capsnet.models import CapsNet
+from capsnet.ops import streaming
+from capsnet.ops.paths import routing_path
+from capsnet.ops.routing import route
+from tests.ops.routes import arguments, by, no_compiler, twin
+
+
+@pytest.fixture(params=["twin", "streaming", pytest.param("native", marks=no_compiler)])
+def path(request):
+    """Every path of a processor."""
+    with routing_path(request.param):
+        yield request.param
+
+
+def cast(function):
+    """The function with its products in bf16, as in mixed precision."""
+
+    def call(*args, **options):
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*args, **options)
+
+    return call
+
+
+# i and d are above 1, since autocast leaves a twin that sums nothing in float32.
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (64, 7, 3, 5, 8),
+        (64, 7, 1, 5, 33),
+        (32, 7, 100, 16, 5),
+        (32, 7, 3, 33, 33),
+        (64, 7, 50, 16, 1),
+        (8, 1153, 3, 8, 16),
+    ],
+    ids=str,
+)
+def test_errors_are_at_most_twice_the_twins(shape, path, monkeypatch):
+    monkeypatch.setattr(streaming, "CACHE", 1 << 13)
+    tensors = arguments(shape, "prior", "bias", dtype=torch.float32)
+    exact = by(twin, {name: t.double() for name, t in tensors.items()})
+    results = exact, by(cast(route), tensors), by(cast(twin), tensors)
+    for name, truth, ours, its in zip(["parents", *tensors], *results, strict=True):
+        assert ours.dtype == torch.float32, name
+        assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean(), name
+
+
+def test_children_that_come_in_bf16_meet_a_weight_in_float32(path):
+    tensors = arguments((2, 7, 3, 5, 8), "prior", "bias", dtype=torch.float32)
+    tensors["children"] = tensors["children"].bfloat16()
+    parents, *gradients = by(cast(route), tensors)
+    assert parents.dtype == torch.float32
+    assert [g.dtype for g in gradients] == [t.dtype for t in tensors.values()]
+
+
+def test_float64_stays_float64(path):
+    tensors = arguments((2, 7, 3, 5, 8), "prior", "bias")
+    torch.testing.assert_close(by(cast(route), tensors), by(route, tensors), rtol=0, atol=0)
+
+
+def test_a_backward_pass_under_autocast_is_that_without(path):
+    if path == "twin":
+        pytest.skip("the textbook's products are PyTorch's own")
+    tensors = [t.requires_grad_() for t in arguments((20, 7, 3, 5, 8), "prior", dtype=torch.float32).values()]
+    parents = route(*tensors[:2], prior=tensors[2]).square().sum()
+    expected = torch.autograd.grad(parents, tensors, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, torch.autograd.grad(parents, tensors), expected))
+
+
+def test_compiled_capsules_are_the_same_without_a_break(path):
+    if path == "twin":
+        pytest.skip("compiled code keeps no votes")
+    layer = RoutedCaps(7, 3, 5, 8, prior=True, bias=True)
+    children = torch.randn(4, 7, 5)
+    compiled = torch.compile(cast(layer), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        by(lambda children: compiled(children), {"children": children}),
+        by(lambda children: cast(layer)(children), {"children": children}),
+    )
+
+
+def test_a_network_has_float32_capsules_and_gradients(path):
+    network = CapsNet((1, 28, 28), classes=3)
+    output = cast(network)(torch.rand(2, 1, 28, 28))
+    output.lengths.sum().backward()
+    assert output.capsules.dtype == torch.float32
+    assert network.digit_caps.weight.grad.dtype == torch.float32
+    assert network.digit_caps.weight.grad.any()

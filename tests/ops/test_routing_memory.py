@@ -1,0 +1,51 @@
+"""Routing keeps and makes nothing of the votes' size, for which its memory is measured."""
+
+import pytest
+import torch
+
+from capsnet.ops import streaming
+from capsnet.ops.routing import route
+from tests.ops.routes import LargestTensor, arguments, twin
+
+
+@pytest.mark.parametrize("gradient", ["all", "last"])
+@pytest.mark.parametrize("extras", [(), ("prior", "bias")], ids=str)
+def test_nothing_of_the_size_of_the_votes_or_the_logits_is_ever_made(extras, gradient, path, monkeypatch):
+    monkeypatch.setattr(streaming, "CACHE", 1 << 13)
+    b, i, j, d, e = 64, 64, 64, 1, 2
+    tensors = {name: t.requires_grad_() for name, t in arguments((b, i, j, d, e), *extras, path=path).items()}
+    with LargestTensor() as largest:
+        twin(**tensors, gradient=gradient)
+    assert largest.nbytes >= b * i * j * e * 8
+    with LargestTensor() as largest:
+        route(**tensors, gradient=gradient).sum().backward()
+    assert 3 * b * j * e * 8 <= largest.nbytes <= 4 * max(b * i * d, i * j * d * e, 3 * b * j * e) * 8 < b * i * j * 8
+
+
+def kept(function):
+    """The bytes that a function keeps for its backward pass, each tensor once."""
+    tensors = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: tensors.setdefault(t.data_ptr(), t), lambda t: t):
+        function()
+    return sum(t.untyped_storage().nbytes() for t in tensors.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extras", [(), ("prior", "bias")], ids=str)
+def test_what_backward_keeps_is_the_inputs_and_each_iterations_parents(extras, dtype, path):
+    b, i, j, d, e = 8, 50, 10, 4, 16
+    tensors = arguments((b, i, j, d, e), *extras, path=path, dtype=dtype)
+    tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    exact = 8 if dtype == torch.float64 else 4
+    bound = (b * i * d + i * j * d * e) * dtype.itemsize + (3 * b * j * e + i * j) * exact
+    assert kept(lambda: route(**tensors)) <= bound < b * i * j * e * dtype.itemsize <= kept(lambda: twin(**tensors))
+
+
+def test_autocast_keeps_children_and_weight_in_its_dtype(path):
+    if path == "triton":
+        pytest.skip("autocast is the processor's here")
+    b, i, j, d, e = 8, 50, 10, 4, 16
+    children, weight = (t.requires_grad_() for t in arguments((b, i, j, d, e), dtype=torch.float32).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        nbytes = kept(lambda: route(children, weight))
+    assert nbytes <= (b * i * d + i * j * d * e) * 2 + 3 * b * j * e * 4

@@ -1,0 +1,148 @@
+"""A step of training: it follows its rate, waits for nothing, and is the same step when a GPU replays it."""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from capsnet import steps
+from capsnet.build import build_network
+from capsnet.data import batches
+from capsnet.data.sets import ImageSet
+from tests.training import TINY, few_digits, weights
+
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+RECIPES = [TINY, replace(TINY, averaging=0.75), replace(TINY, network="small-cnn")]
+NAMES = ["capsnet", "averaged", "small-cnn"]
+
+
+def step_of(recipe=TINY, device="cpu", precision="32-true"):
+    with torch.device(device):
+        network = build_network(recipe, (1, 8, 8), 10)
+    return steps.Step(network, recipe, Fabric(accelerator=device, devices=1, precision=precision), compiled=False)
+
+
+def epoch(recipe=TINY, device="cpu"):
+    """Batches of 32 and, as the last, one of 8."""
+    order = torch.Generator().manual_seed(0)
+    return batches(few_digits().train.to(device), recipe.batch, shift=recipe.shift, generator=order)
+
+
+def learn(step, device="cpu"):
+    """Two epochs at a rate that rises: the measurements of every step."""
+    batch = (batch for _ in range(2) for batch in epoch(step.recipe, device))
+    return torch.stack([step(*each, rate=1e-4 * (k + 1)) for k, each in enumerate(batch)])
+
+
+def test_the_rate_of_a_step_is_adams_and_moves_the_weights_in_proportion():
+    before, moved = weights(step_of().network), []
+    for rate in (0.0, 1e-3, 2e-3):
+        step = step_of()
+        step(*next(epoch()), rate=rate)
+        assert step.optimizer.param_groups[0]["lr"] is step.rate
+        moved.append(weights(step.network) - before)
+    assert not moved[0].any()
+    torch.testing.assert_close(moved[2], 2 * moved[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_state_that_was_loaded_leaves_the_rate_where_it_was():
+    step, state = step_of(), step_of().state_dict()
+    state["optimizer"]["param_groups"][0] |= {"lr": 0.5, "capturable": True, "fused": False}
+    step.load_state_dict(state)
+    assert step.optimizer.param_groups[0]["lr"] is step.rate
+    assert step.optimizer.param_groups[0] | step.options == step.optimizer.param_groups[0]
+
+
+def test_what_is_measured_is_a_number_for_each_name():
+    step = step_of()
+    values = step(*next(epoch()), rate=0.0).tolist()
+    measured = dict(zip(step.names, values, strict=True))
+    assert measured["loss"] == pytest.approx(measured["margin"] + TINY.reconstruction * measured["reconstruction"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("recipe", RECIPES[::2], ids=NAMES[::2])
+def test_neither_batches_nor_steps_ask_the_device_for_a_value(recipe, precision):
+    with FakeTensorMode():  # of which no value can be had
+        images = ImageSet(torch.empty(200, 1, 8, 8, dtype=torch.uint8), torch.empty(200, dtype=torch.int64))
+        step = step_of(recipe, precision=precision)
+        for batch in batches(images, recipe.batch, shift=2, generator=torch.Generator()):
+            measured = step(*batch, rate=1e-3)
+        with pytest.raises(DataDependentOutputException):
+            measured[0].item()
+
+
+class Replayed:
+    """Stands for a CUDA graph: runs the function again, from and to the places that it was recorded with."""
+
+    def __init__(self, recording):
+        self.recording = recording
+
+    def replay(self):
+        self.recording.result.copy_(self.recording.function(*self.recording.inputs))
+
+
+def test_a_recording_gives_what_the_function_gives_and_leaves_earlier_results_alone(monkeypatch):
+    class Stream:
+        wait_stream = print
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Replayed(recording))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
+    recording = steps.Recording(lambda x, y: x + 10 * y)
+    found = [recording(torch.tensor(k), torch.tensor(k + 1)) for k in range(3 * steps.WARM)]
+    assert torch.stack(found).tolist() == [k + 10 * (k + 1) for k in range(3 * steps.WARM)]
+    assert recording.graph is not None
+
+
+@contextmanager
+def on_gpu(*, waiting="default"):
+    """Libraries that give the same bits each time; `waiting="error"` refuses to wait for the device."""
+    torch.cuda.manual_seed(0)
+    with torch.backends.cudnn.flags(deterministic=True):
+        torch.cuda.set_sync_debug_mode(waiting)
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@no_gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
+def test_recorded_steps_leave_what_plain_steps_leave(recipe, precision):
+    recorded, plain = (step_of(recipe, "cuda", precision) for _ in range(2))
+    plain.recording = None
+    found = []
+    for step in (recorded, plain):
+        with on_gpu():
+            found.append(learn(step, "cuda"))
+    assert recorded.recording.graph is not None
+    assert torch.equal(*found)
+    torch.testing.assert_close(recorded.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    for ours, its in zip(recorded.network.parameters(), plain.network.parameters(), strict=True):
+        assert torch.equal(ours.grad, its.grad)
+
+
+@no_gpu
+@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
+def test_a_recorded_step_waits_for_nothing(recipe):
+    step = step_of(recipe, "cuda")
+    learn(step, "cuda")
+    batch = list(epoch(recipe, "cuda"))
+    with on_gpu(waiting="error"):
+        for images, labels in batch:
+            step(images, labels, rate=1e-3)
+
+
+@no_gpu
+def test_batches_are_made_on_the_gpu_without_waiting():
+    images = few_digits().train.to("cuda")
+    made = batches(images, 32, shift=2, generator=torch.Generator().manual_seed(0))
+    with on_gpu(waiting="error"):
+        assert sum(len(labels) for _, labels in made) == len(images)
