@@ -21,7 +21,10 @@ def channels_last(convolutions: Module) -> Module:
 
     `network.to(memory_format=torch.channels_last)` would turn the matrices of routing too, which are no images.
     """
-    return convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in convolutions.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return convolutions
 
 
 class PrimaryCaps(nn.Module):

@@ -180,9 +180,8 @@ def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequ
     if layout[-1].ours.startswith("decoder."):
         side, options["decoder"] = isqrt(len(tensors[layout[-1].theirs]) // channels), "dense"
     shape = (channels, max(side, least), max(side, least))
-    with torch.device("meta"):
-        network = CapsNet(shape, classes, primary_stride=STRIDE, **options)
-    network.load_state_dict(_moved(network, tensors, layout), assign=True)
+    network = CapsNet(shape, classes, primary_stride=STRIDE, **options)
+    network.load_state_dict(_moved(network, tensors, layout))
     return network.eval()
 
 

@@ -226,9 +226,9 @@ static inline void descend(const shape *s, long times, long through, const vec *
             add(couplings[t * parents + j], g + t * all + j * E, to_vote);
             if (through) add(pushes[t * parents + j], v + t * all + j * E, to_vote);
         }
-        for (int e = 0; e < E; e++) to_votes[j * E + e] = to_vote[e];
+        for (int e = 0; e < E; e++) to_votes[j * E + e] = to_vote[e]; /* to_vote, never indexed, stays in registers */
         for (int e = 0; e < E; e++)
-            for (int d = 0; d < D; d++) total[d] += w[d * E + e] * to_vote[e];
+            for (int d = 0; d < D; d++) total[d] += w[d * E + e] * to_votes[j * E + e];
     }
     for (int d = 0; d < D; d++) to_x[d] = total[d];
 }

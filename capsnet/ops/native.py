@@ -96,7 +96,8 @@ class Passes:
 
     def _in_lanes(self, rows: Tensor) -> Tensor:
         """Images side by side, with zeros to fill the last block: [..., b, n, m] → [..., blocks, n, m, lanes]."""
-        rows = pad(rows, (0, 0, 0, 0, 0, -self.images % self.lanes))
+        if missing := -self.images % self.lanes:
+            rows = pad(rows, (0, 0, 0, 0, 0, missing))
         return _aligned(rearrange(rows, "... (blocks lanes) n m -> ... blocks n m lanes", lanes=self.lanes))
 
     def _in_rows(self, blocks: Tensor) -> Tensor:
