@@ -75,16 +75,20 @@ def goals_by_device(measured: dict[str, dict[str, Results]]) -> Table:
 
 
 def _shapes(results: Results) -> Table:
-    names = list(dict.fromkeys(name for one in results["shapes"] for name in one["ways"]))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in results["shapes"]:
-        times = [_times(one["ways"].get(name)) for name in names]
-        rows.append((_shape(one["shape"]), one["dtype"], *times, one["door"], f"{one['floor_ms']:.3g}"))
+        shape, dtype = _shape(one["shape"]), one["dtype"]
+        for name, way in one["ways"].items():
+            takes = NOT_RUN if way["textbook_takes"] is None else f"{way['textbook_takes']:.2f} x"
+            called = f"door: {one['door']}" if name == "door" else name
+            rows.append((shape, dtype, called, _ms(way["forward_ms"]), _ms(way["backward_ms"]), takes))
+            shape = dtype = ""
+        rows.append(("", "", "floor, both ways", _ms(one["floor_ms"]), "", ""))
     title = (
-        "Routing in ms, forward + backward, and how many times as long the textbook takes; "
-        "the floor is what the machine's FLOP/s and bytes/s allow"
+        "Routing in ms, and how many times as fast as the textbook; "
+        "the floor is what the machine's FLOP/s and bytes/s allow, with the votes made once"
     )
-    return Table(title, ("b · i · j · d · e", "dtype", *names, "the door takes", "floor"), rows)
+    return Table(title, ("b · i · j · d · e", "dtype", "way", "forward", "backward", "speed"), rows)
 
 
 def _memory(results: Results) -> Table:
@@ -176,11 +180,8 @@ def _when(mark: dict[str, Any]) -> tuple[str, str]:
     return f"{mark['seconds']:.1f}", str(mark["epoch"])
 
 
-def _times(way: dict[str, Any] | None) -> str:
-    if way is None:
-        return NOT_RUN
-    times = f"{way['forward_ms']:.3g} + {way['backward_ms']:.3g}"
-    return times if way["textbook_takes"] is None else f"{times}: {way['textbook_takes']:.2f} x"
+def _ms(ms: float) -> str:
+    return f"{ms:,.1f}" if ms >= 10 else f"{ms:.2f}"
 
 
 def _shape(shape: dict[str, int]) -> str:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from capsnet.benchmarks.measuring import seconds, wait
 from capsnet.benchmarks.textbook import Textbook, copy_parameters, routed
 from capsnet.build import build_network, losses
 from capsnet.hardware import default_device, fast_bf16
+from capsnet.layers import channels_last
 from capsnet.models import CapsNet
 from capsnet.ops.convolution import strided_conv2d
 from capsnet.ops.routing import route
@@ -75,13 +76,14 @@ class Stepper:
         self.images = images.to(self.device)
         self.labels = torch.randint(CLASSES, (batch,), generator=make).to(self.device)
         network = build_network(Paper(), IMAGE_SHAPE, CLASSES)
-        self.network: torch.nn.Module = network
+        self.network: nn.Module = network
         if not setting.ours:
             convolve = strided_conv2d if setting.fourier else F.conv2d
-            self.network = Textbook(convolve, routed if setting.stores_votes else route)
-            copy_parameters(network, self.network)  # type: ignore[arg-type]  # a CapsNet, by its recipe
-        form = torch.channels_last if setting.channels_last else torch.contiguous_format
-        self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
+            self.network = textbook = Textbook(convolve, routed if setting.stores_votes else route)
+            copy_parameters(network, textbook)  # type: ignore[arg-type]  # a CapsNet, by its recipe
+            if setting.channels_last:
+                channels_last(nn.ModuleList([textbook.conv1, textbook.conv2]))
+        self.network.to(self.device)
         if setting.trains:
             self.training = self._training()
         else:

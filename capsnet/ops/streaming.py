@@ -11,6 +11,7 @@ made between two products stays in the processor's cache. Shapes: children [b, i
 """
 
 from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 CACHE = 1 << 20  # numbers of a tile, over parents, images, children and their axis d
+COPIED = 1 << 24  # numbers of the weight that are laid out anew at a time
 LEAST = 16  # children in a tile, of which a product should have some
 
 
@@ -122,17 +124,29 @@ class Passes:
 
 
 def sum_evenly(children: Tensor, weight: Tensor) -> Tensor:
-    """Σ_i û_ij, one matrix product: children [b, i, d], weight [i, j, d, e] → [b, j, e]."""
-    total = children.flatten(1) @ rearrange(weight, "i j d e -> (i d) (j e)")
-    return total.unflatten(1, weight.shape[1::2]).to(torch.promote_types(total.dtype, torch.float32))
+    """Σ_i û_ij, a matrix product for some children at a time: [b, i, d], [i, j, d, e] → [b, j, e]."""
+    _, j, _, e = weight.shape
+    total = children.new_zeros(len(children), j * e, dtype=torch.promote_types(children.dtype, torch.float32))
+    for some in _parts(weight):
+        total += children[:, some].flatten(1) @ rearrange(weight[some], "i j d e -> (i d) (j e)")
+    return total.unflatten(1, (j, e))
 
 
 def add_even_gradients(children: Tensor, weight: Tensor, even: Tensor, to_children: Tensor, to_weight: Tensor) -> None:
     """Add the gradients of `sum_evenly` whose own gradient is even [b, j, e]."""
-    even = even.to(children.dtype).flatten(1)
-    to_children += (even @ rearrange(weight, "i j d e -> (j e) (i d)")).view_as(children)
-    products = children.flatten(1).T @ even  # [i · d, j · e]
-    to_weight += rearrange(products, "(i d) (j e) -> i j d e", d=children.shape[2], e=weight.shape[3])
+    even, d = even.to(children.dtype).flatten(1), children.shape[2]
+    for some in _parts(weight):
+        pushed = even @ rearrange(weight[some], "i j d e -> (j e) (i d)")
+        to_children[:, some] += rearrange(pushed, "b (i d) -> b i d", d=d)
+        products = children[:, some].flatten(1).T @ even  # [i · d, j · e]
+        to_weight[some] += rearrange(products, "(i d) (j e) -> i j d e", d=d, j=weight.shape[1])
+
+
+def _parts(weight: Tensor) -> Iterator[slice]:
+    """Children, so many at a time that a copy of their matrices is small."""
+    i, *matrices = weight.shape
+    places = max(1, COPIED // max(1, prod(matrices)))
+    return (slice(start, start + places) for start in range(0, i, places))
 
 
 def _spread(vectors: Tensor, tile: Tile) -> Tensor:
