@@ -17,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def channels_last(convolutions: Module) -> Module:
-    """The same, with what they are given and give in memory a place's channels after the other: capsules are a view.
+    """The same, with a place's channels one after the other in memory, and so the numbers of a capsule.
 
     `network.to(memory_format=torch.channels_last)` would turn the matrices of routing too, which are no images.
     """

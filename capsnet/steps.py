@@ -32,7 +32,8 @@ class Step:
         self.network, self.recipe, self.fabric = network, recipe, fabric
         self.forward = torch.compile(network) if compiled else network
         on_gpu = fabric.device.type == "cuda"
-        self.rate = torch.zeros((), device=fabric.device, dtype=torch.float32 if on_gpu else torch.float64)
+        exact = torch.float64 if fabric.device.type == "cpu" else torch.float32  # which is all that others may have
+        self.rate = torch.zeros((), device=fabric.device, dtype=exact)
         self.options = {"lr": self.rate, "fused": True, "capturable": on_gpu}
         self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
         self.optimizer.param_groups[0].update(self.options)

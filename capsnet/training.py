@@ -62,8 +62,9 @@ class _Training:
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
-        self.compiling = _compiles(recipe, fabric)  # until the first step has done it
-        self.learn = Step(self.network, recipe, fabric, compiled=self.compiling)
+        compiled = _compiles(recipe, fabric)
+        self.compiling = compiled and len(data.train) >= recipe.batch  # until the first step has done it
+        self.learn = Step(self.network, recipe, fabric, compiled=compiled)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
         whole = recipe.epochs * self.epoch_steps
         self.steps = whole if recipe.steps is None else min(whole, recipe.steps)

@@ -62,6 +62,10 @@ def last_share(results: Results) -> tuple[float, str] | None:
     return (results["rows"][-1]["share"], results["rows"][-1]["dtype"]) if "rows" in results else None
 
 
+def _device(results: Results) -> str:
+    return results.get("environment", {}).get("device", "")
+
+
 AIMS = {
     "routing": (
         Aim(
@@ -104,7 +108,7 @@ AIMS = {
         Aim(
             "training on an H200",
             "at least 150,000 images/s",
-            lambda results: results["rows"][-1]["images_per_second"] if results.get("kind") == "cuda" else None,
+            lambda results: results["rows"][-1]["images_per_second"] if "H200" in _device(results) else None,
             "{:,.0f} images/s".format,
             lambda rate: rate >= 150_000,
         ),

@@ -119,8 +119,9 @@ def _listed(results: Results) -> Table:
     takes = [one["door_takes"] for one in listed["each"]]
     at = " · ".join(f"{size:,}" for size in listed["worst"]["shape"])
     cells = (f"{listed['n']:,}", f"{min(takes):.2f}", f"{median(takes):.2f}", f"{max(takes):.2f}", at)
-    left_out = f"; {listed['left_out']} with weights above 1.2 GB left out" if listed["left_out"] else ""
-    title = f"The door's time over the textbook's at small and odd shapes, float32{left_out}"
+    title = "The door's time over the textbook's at small and odd shapes, float32; above 1.10 it was measured again"
+    if listed["left_out"]:
+        title += f"; {listed['left_out']} with more than 80 million votes or weights left out"
     return Table(title, ("shapes", "least", "median", "most", "which"), [cells])
 
 

@@ -140,9 +140,14 @@ def first_losses(setting: Setting, batch: int) -> list[float]:
     return [float(stepper(setting, batch).step()) for _ in range(2)]
 
 
+def eager(setting: Setting) -> Setting:
+    """The same, one operation after the other."""
+    return replace(setting, compiled=False, trains=False)
+
+
 def routing_seconds(setting: Setting, batch: int) -> float:
-    """The part of a step, eager, that goes into `digit_caps`, forward and backward."""
-    watched = stepper(replace(setting, compiled=False, trains=False), batch)
+    """The part of an eager step that goes into `digit_caps`, forward and backward."""
+    watched = stepper(eager(setting), batch)
     network, device = watched.network, watched.device
     assert isinstance(network, CapsNet)
     times: list[float] = []

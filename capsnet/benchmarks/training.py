@@ -16,6 +16,7 @@ from capsnet.benchmarks.measuring import WrongResult, in_turns, matrix_product, 
 from capsnet.benchmarks.settings import (
     IMAGE_SHAPE,
     Setting,
+    eager,
     first_losses,
     routing_seconds,
     settings,
@@ -66,7 +67,7 @@ def measure(plan: Plan) -> Iterator[dict[str, Any]]:
         calls: dict[str, Call] = {dtype: partial(ask, None, multiply, dtype, plan.side) for dtype in _dtypes(rows)}
         calls |= {row.name: partial(ask, row, rate, row, plan.batch) for row in rows}
         calls["routing"] = partial(ask, rows[-1], routing_seconds, rows[-1], plan.batch)
-        calls["step"] = partial(ask, rows[-1], step_seconds, rows[-1], plan.batch)
+        calls["step"] = partial(ask, rows[-1], step_seconds, eager(rows[-1]), plan.batch)
         took = in_turns(calls, plan.rounds)
         results["matrix_flops"] = {dtype: product_flop(plan.side) / median(took[dtype]) for dtype in _dtypes(rows)}
         results["rows"] = [row_of(row, took, flop["step"], plan.side) for row in rows]

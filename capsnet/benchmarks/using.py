@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from statistics import median
 from time import perf_counter
 
@@ -41,7 +40,7 @@ def one_image_seconds(times: int) -> float:
     """The median time of the answer to one image by a network that is loaded, as `capsnet predict` asks for it."""
     device = default_device()
     image, network = torch.rand(1, *IMAGE_SHAPE, device=device), _network()
-    ask: Callable[[], object] = lambda: answer(network, image)  # noqa: E731
+    ask = partial(answer, network, image)
     seconds(ask, device)  # the first call makes what later ones find ready
     return median(seconds(ask, device) for _ in range(times))
 

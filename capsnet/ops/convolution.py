@@ -19,16 +19,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-FEW = 24  # images, of which the transform of the weight alone costs more than the direct sum
+FEW, FEW_WITH_GRADIENT = 28, 16  # images, of which the transform of the weight alone costs more than another way
 
 
 def strided_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`torch.nn.functional.conv2d` without padding, by Fourier transform where that is faster.
+    """`torch.nn.functional.conv2d` without padding, by Fourier transform or as one matrix product where that is faster.
 
     images [b, c, h, w], weight [k, c, y, x], bias [k] → [b, k, (h - y) // stride + 1, (w - x) // stride + 1]
     """
-    if _fourier_pays(images, weight, stride):
-        return fourier_conv2d(images, weight, bias, stride)
+    if _direct_is_slow(images, weight, stride):
+        if len(images) >= (FEW_WITH_GRADIENT if torch.is_grad_enabled() else FEW):
+            return fourier_conv2d(images, weight, bias, stride)
+        if not torch.is_grad_enabled() and weight.is_contiguous(memory_format=torch.channels_last):
+            return _unfolded_conv2d(images, weight, bias, stride)
     return F.conv2d(images, weight, bias, stride)
 
 
@@ -72,11 +75,19 @@ class _Products(torch.autograd.Function):
         return torch.bmm(grad, w) if to_x else None, torch.bmm(grad.mT, x) if to_w else None
 
 
-def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the transform saves more than it costs: on a processor, in float32, with many images and channels."""
+def _unfolded_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """The same as one product with the weight as it lies in memory, channels last; shapes as in `strided_conv2d`."""
+    places = rearrange(images, "b c h w -> b h w c")
+    for axis, size in ((1, weight.shape[2]), (2, weight.shape[3])):
+        places = places.unfold(axis, size, stride)  # [b, h, w, c, y, x] in the end
+    patches = rearrange(places, "b h w c y x -> b h w (y x c)")
+    result = F.linear(patches, rearrange(weight, "k c y x -> k (y x c)"), bias)
+    return rearrange(result, "b h w k -> b k h w")
+
+
+def _direct_is_slow(images: Tensor, weight: Tensor, stride: int) -> bool:
+    """Whether there is a faster way than PyTorch's: for a processor, float32, a large kernel and many channels."""
     if images.device.type != "cpu" or images.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    if len(images) < FEW:
         return False
     (points, _, outputs), (k, c, y, x) = _sizes(images, weight, stride), weight.shape
     direct = outputs[0] * outputs[1] * y * x

@@ -1,9 +1,9 @@
 """Dynamic routing as one operation, and its gradient as another: Procedure 1 over passes that never keep the votes.
 
 The logits of Procedure 1 only ever grow by û_ij·v_j, so after some iterations they are prior_ij + û_ij·V_j with V_j the
-sum of the parents so far. What routing needs of children and weight is then three passes, which `streaming` has in
-plain PyTorch and `kernels` in Triton; all else is of the parents' size [b, j, e]. Backward goes through the iterations
-from the last to the first, since V_j of an iteration has a gradient from every later one.
+sum of the parents so far. What routing needs of children and weight is then a few passes, which `streaming` has in
+plain PyTorch, `native` in C and `kernels` in Triton; all else is of the parents' size [b, j, e]. Backward goes through
+the iterations from the last to the first, since V_j of an iteration has a gradient from every later one.
 """
 
 from typing import Any

@@ -13,8 +13,8 @@ W lies in L2), so tiles are small and programs many. 64 images by 64 rows of W (
 the smallest tile that feeds a Hopper warpgroup's matrix instruction; float32, which is multiplied without that unit and
 without its rounding, takes 32 images, so that a tile's numbers stay in registers and two to four programs share a
 multiprocessor and hide each other's loads. Where parents and images are too few for 132 multiprocessors, the children
-are split too. Nothing is added atomically, so equal inputs give equal bits. bfloat16 is multiplied as it is; float16 as
-tf32, which holds its digits and has the range of float32 that gradients need.
+are split too. Nothing is added atomically, so equal inputs give equal bits. bfloat16 is multiplied as it is; float16
+here as tf32, which holds its digits and has the range of float32 that gradients need.
 """
 
 from typing import NamedTuple

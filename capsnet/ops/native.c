@@ -45,15 +45,16 @@ int lanes(void) { return LANES; }
 /* Votes' gradients of a group of blocks, or votes; what goes to the prior; coupling and push of each iteration. */
 long scratch_size(const shape *s, long times) { return s->parents * (GROUP * E + 1 + 2 * times); }
 
+/* The larger of a and b; b where they cannot be compared. */
 INLINE vec larger(vec a, vec b) {
     bits more = a > b;
     return (vec)((more & (bits)a) | (~more & (bits)b));
 }
 
 #ifdef SINGLE
-/* e^a of a <= 0, to float's last digit but one: 2^n e^r, with Cephes' polynomial for |r| <= ln 2 / 2. */
+/* e^a of a <= 0 or of what is not a number, to float's last digit but one: 2^n e^r, with Cephes' polynomial for |r| <= ln 2 / 2. */
 INLINE vec exponential(vec a) {
-    a = larger(a, (vec){0} - 87);
+    a = larger((vec){0} - 87, a);
     bits n = __builtin_convertvector(a * (REAL)1.44269504088896341 - (REAL)0.5, bits);
     vec m = __builtin_convertvector(n, vec);
     vec r = a - m * (REAL)0.693359375 + m * (REAL)2.12194440e-4;

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from functools import cache
@@ -48,7 +49,9 @@ class Passes:
         self.lanes = self.library.lanes()
         self.x = self._in_lanes(children.to(exact))  # [blocks, i, d, lanes]
         blocks, i = self.x.shape[:2]
-        self.shape = Shape(i, weight.shape[1], blocks, leaky, min(torch.get_num_threads(), i))
+        sums = blocks * self.lanes * weight.shape[1] * weight.shape[3]
+        most = max(1, (self.x.numel() + weight.numel()) // max(1, sums))  # whose sums take no more than what is given
+        self.shape = Shape(i, weight.shape[1], blocks, leaky, min(torch.get_num_threads(), i, most))
 
     def even_sum(self) -> Tensor:
         """See `streaming.Passes.even_sum`."""
@@ -121,36 +124,45 @@ def lacking(children: Tensor, weight: Tensor) -> str:
 @cache
 def compiled(exact: torch.dtype, d: int, e: int) -> Any:
     """The library for capsules of d and e dimensions, or None where no compiler can make it."""
-    compiler = os.environ.get("CC") or which("cc")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC") or which("cc") or "")
+    if not compiler:
         return None
     real = {torch.float32: ("-DREAL=float", "-DSINGLE"), torch.float64: ("-DREAL=double",)}[exact]
-    command = [compiler, *FLAGS, TUNED, *real, f"-DD={d}", f"-DE={e}", str(SOURCE), "-lm"]
-    path = _cache() / f"{hashlib.sha256(repr((command, SOURCE.read_text(), _machine())).encode()).hexdigest()[:16]}.so"
-    if not path.is_file() and not _compile(command, path):
+    command = [*compiler, *FLAGS, TUNED, *real, f"-DD={d}", f"-DE={e}", str(SOURCE), "-lm"]
+    name = f"{hashlib.sha256(repr((command, SOURCE.read_text(), _machine())).encode()).hexdigest()[:16]}.so"
+    try:
+        return _kept(command, name)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # of the user's cache, or of the compiler
+        log.info("%s cannot be kept: %s", name, error)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _load(_compile(command, Path(folder) / name))
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("routing is not compiled and runs in plain PyTorch: %s", getattr(error, "stderr", None) or error)
         return None
+
+
+def _kept(command: list[str], name: str) -> ctypes.CDLL:
+    """The library in the user's cache, compiled if it is not there."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsnet" / "native" / name
+    if not path.is_file():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            _compile(command, Path(folder) / name).replace(path)  # whole or not at all, also beside another process
+    return _load(path)
+
+
+def _compile(command: list[str], path: Path) -> Path:
+    start = perf_counter()
+    subprocess.run([*command, "-o", str(path)], check=True, capture_output=True, text=True)
+    log.info("compiled routing for this processor in %.1f s", perf_counter() - start)
+    return path
+
+
+def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.scratch_size.restype = ctypes.c_long
     return library
-
-
-def _compile(command: list[str], path: Path) -> bool:
-    start = perf_counter()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            made.replace(path)  # whole or not at all, also beside another process
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("routing is not compiled and runs in plain PyTorch: %s", getattr(error, "stderr", None) or error)
-        return False
-    log.info("compiled routing for this processor in %.1f s, once: %s", perf_counter() - start, path)
-    return True
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsnet" / "native"
 
 
 @cache

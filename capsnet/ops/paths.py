@@ -10,7 +10,7 @@ from capsnet.errors import InputError
 
 RoutingPath = Literal["twin", "streaming", "native", "triton"]
 FEW_VOTES = 1 << 19  # numbers of them that a processor keeps in less time than it makes them again
-FEW_IMAGES = 2  # whose votes are fewer than the weight's numbers, and which would fill few lanes of a vector
+FEW_IMAGES = 4  # which would fill few lanes of a vector, and whose votes take little beside the weight
 _asked: RoutingPath | None = None  # of the whole process, since a device's backward pass has a thread of its own
 
 
@@ -28,6 +28,11 @@ def routing_path(path: RoutingPath) -> Iterator[None]:
         yield
     finally:
         _asked = before
+
+
+def is_asked_for(path: RoutingPath) -> bool:
+    """Whether a test or benchmark wants this path."""
+    return _asked == path
 
 
 def choose_path(children: Tensor, weight: Tensor) -> RoutingPath:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from capsnet.errors import InputError
 from capsnet.ops.derivatives import route_without_votes
-from capsnet.ops.paths import choose_path
+from capsnet.ops.paths import choose_path, is_asked_for
 from capsnet.ops.reference import Gradient, check_routing, dynamic_routing, vote
 
 
@@ -56,7 +56,7 @@ def _route(
 ) -> Tensor:
     exact = torch.promote_types(children.dtype, torch.float32)  # of sums and logits
     prior, bias = (None if t is None else t.to(exact) for t in (prior, bias))
-    if not torch.compiler.is_compiling() and choose_path(children, weight) == "twin":
+    if is_asked_for("twin") or (not torch.compiler.is_compiling() and choose_path(children, weight) == "twin"):
         votes = vote(children, weight).to(exact)
         return dynamic_routing(votes, iterations, prior=prior, bias=bias, leaky=leaky, gradient=gradient)
     return route_without_votes(children, weight, prior, bias, iterations, leaky, gradient == "all")

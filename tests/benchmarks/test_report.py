@@ -94,7 +94,6 @@ def test_a_device_that_was_not_at_hand_is_a_dash_in_every_row():
 
 def test_the_machine_stands_above_the_figures_and_quick_ones_say_that_they_are():
     assert machine(ROUTING) == "Abacus, 2 cores, torch 2.13.0, commit 0123456; `routing.py`"
-    assert "no figures" not in machine(ROUTING)
     quick = ROUTING | {"quick": True}
     assert machine(quick).endswith("quick: the sizes are too small for figures to go by")
     assert not any(table.title.startswith("Goals") for table in tables("routing", quick))

@@ -97,6 +97,30 @@ def no_compiler_at_hand(monkeypatch, tmp_path):
     native.compiled.cache_clear()
 
 
+@pytest.fixture
+def compiled_anew():
+    """A machine where nothing has been compiled in this process."""
+    native.compiled.cache_clear()
+    yield
+    native.compiled.cache_clear()
+
+
+@no_compiler
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize("kept", ["nothing can be", "a damaged file"])
+def test_without_a_cache_that_can_be_used_routing_is_compiled_all_the_same(kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if kept == "nothing can be":
+        (tmp_path / "capsnet").write_text("a file, where a folder should be")
+    else:
+        assert native.compiled(torch.float32, 2, 3) is not None
+        for library in tmp_path.rglob("*.so"):
+            library.unlink()
+            library.write_bytes(b"no library")
+        native.compiled.cache_clear()
+    assert native.compiled(torch.float32, 2, 3) is not None
+
+
 @pytest.mark.usefixtures("no_compiler_at_hand")
 def test_without_a_compiler_routing_is_streamed_and_says_so(caplog):
     assert choose_path(*empties(*MANY)) == "streaming"

@@ -185,3 +185,9 @@ def test_r_iterations_are_r_weighted_sums(iterations, monkeypatch):
     with routing_path("streaming"):
         route(*inputs(2, 7, 3, 5, 8), iterations)
     assert len(squashed) == iterations
+
+
+def test_a_prior_that_is_not_a_number_is_not_hidden(path):
+    tensors = arguments((20, 7, 3, 5, 8), "prior", path=path, dtype=torch.float32)
+    tensors["prior"][2, 1] = torch.nan
+    assert route(**tensors).isnan().all()
