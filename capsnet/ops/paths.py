@@ -9,8 +9,9 @@ from torch import Tensor
 from capsnet.errors import InputError
 
 RoutingPath = Literal["twin", "streaming", "native", "triton"]
-FEW_VOTES = 1 << 19  # numbers of them that a processor keeps in less time than it makes them again
+FEW_VOTES = 1 << 20  # numbers of them that a processor keeps in less time than it makes them again
 FEW_IMAGES = 4  # which would fill few lanes of a vector, and whose votes take little beside the weight
+FEW_CHILDREN = 4  # which would be too few to share out among threads, and whose votes take little beside the parents
 _asked: RoutingPath | None = None  # of the whole process, since a device's backward pass has a thread of its own
 
 
@@ -47,7 +48,7 @@ def choose_path(children: Tensor, weight: Tensor) -> RoutingPath:
     if not _lacking("triton", children, weight):
         return "triton"
     votes = len(children) * weight.numel() // max(1, weight.shape[2])
-    if votes <= FEW_VOTES or len(children) <= FEW_IMAGES:
+    if votes <= FEW_VOTES or len(children) <= FEW_IMAGES or len(weight) <= FEW_CHILDREN:
         return "twin"
     return "streaming" if _lacking("native", children, weight) else "native"
 
