@@ -14,6 +14,7 @@ from capsnet.errors import InputError
 from capsnet.ops.paths import RoutingPath, routing_path
 from capsnet.ops.reference import dynamic_routing, vote
 from capsnet.ops.routing import route
+from capsnet.ops.squash import sum_dtype
 
 PATHS = [path for path in get_args(RoutingPath) if path != "twin"]
 FEW = 64  # roundings that no result is blamed for, where the textbook's error is next to nothing
@@ -48,8 +49,7 @@ class Way(NamedTuple):
 
 def textbook(children: Tensor, weight: Tensor) -> Tensor:
     """Procedure 1 with all votes in memory: children [b, i, d], weight [i, j, d, e] → parents [b, j, e]."""
-    exact = torch.promote_types(children.dtype, torch.float32)
-    return dynamic_routing(vote(children, weight).to(exact)).to(children.dtype)
+    return dynamic_routing(vote(children, weight).to(sum_dtype(children))).to(children.dtype)
 
 
 def ways(shape: Shape, device: torch.device) -> dict[str, Way]:

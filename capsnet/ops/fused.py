@@ -13,7 +13,7 @@ from einops import reduce
 from torch import Tensor
 
 from capsnet.ops.paths import choose_path, passes_of
-from capsnet.ops.squash import squash, squash_gradient
+from capsnet.ops.squash import squash, squash_gradient, sum_dtype
 
 
 def route_forward(
@@ -31,7 +31,7 @@ def route_forward(
     such children.
     """
     passes, sums = _passes(children, weight, prior, leaky), []
-    agreed = children.new_zeros((len(children), *weight.shape[1::2]), dtype=_exact(children))  # [b, j, e]
+    agreed = children.new_zeros((len(children), *weight.shape[1::2]), dtype=sum_dtype(children))  # [b, j, e]
     for iteration in range(iterations):
         even = iteration == 0 and prior is None  # the couplings are the same for all
         total = passes.even_sum() / _shares(weight, leaky) if even else passes.weighted_sum(agreed)
@@ -56,7 +56,7 @@ def _(
     through: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (children.shape[0], weight.shape[1], weight.shape[3])
-    return tuple(children.new_empty(s, dtype=_exact(children)) for s in (shape, (iterations, *shape)))  # type: ignore[return-value]
+    return tuple(children.new_empty(s, dtype=sum_dtype(children)) for s in (shape, (iterations, *shape)))  # type: ignore[return-value]
 
 
 def route_backward(
@@ -102,11 +102,6 @@ def _passes(children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool)
     """The passes of the path that suits these tensors; of the textbook's, which keeps votes, there are none."""
     path = choose_path(children, weight)
     return passes_of("streaming" if path == "twin" else path)(children, weight, prior, leaky)
-
-
-def _exact(children: Tensor) -> torch.dtype:
-    """The type of sums, logits and parents."""
-    return torch.promote_types(children.dtype, torch.float32)
 
 
 def _shares(weight: Tensor, leaky: bool) -> int:

@@ -23,6 +23,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
+from capsnet.ops.squash import sum_dtype
+
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
@@ -42,7 +44,7 @@ class Passes:
     """The passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior [i, j]."""
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
-        exact = torch.promote_types(children.dtype, torch.float32)
+        exact = sum_dtype(children)
         self.weight = _aligned(weight.to(exact))
         self.prior = None if prior is None else _aligned(prior.to(exact))
         self.library, self.images = compiled(exact, *weight.shape[2:]), len(children)
@@ -117,7 +119,7 @@ def lacking(children: Tensor, weight: Tensor) -> str:
         return "there is nothing to route"
     if max(d, e) > WIDEST:
         return f"capsules of {d} and {e} dimensions are wider than {WIDEST}"
-    found = compiled(torch.promote_types(children.dtype, torch.float32), d, e)
+    found = compiled(sum_dtype(children), d, e)
     return "" if found is not None else "there is no C compiler that works"
 
 

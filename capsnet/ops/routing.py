@@ -7,6 +7,7 @@ from capsnet.errors import InputError
 from capsnet.ops.derivatives import route_without_votes
 from capsnet.ops.paths import choose_path, is_asked_for
 from capsnet.ops.reference import Gradient, check_routing, dynamic_routing, vote
+from capsnet.ops.squash import sum_dtype
 
 
 def route(
@@ -54,7 +55,7 @@ def _route(
     leaky: bool,
     gradient: Gradient,
 ) -> Tensor:
-    exact = torch.promote_types(children.dtype, torch.float32)  # of sums and logits
+    exact = sum_dtype(children)  # of sums and logits
     prior, bias = (None if t is None else t.to(exact) for t in (prior, bias))
     if is_asked_for("twin") or (not torch.compiler.is_compiling() and choose_path(children, weight) == "twin"):
         votes = vote(children, weight).to(exact)
@@ -88,7 +89,7 @@ def _check_dtypes(children: Tensor, weight: Tensor, prior: Tensor | None, bias: 
             raise InputError(f"{name} must be floating-point numbers, not {tensor.dtype}")
     if children.dtype != weight.dtype and not cast:
         raise InputError(f"children are {children.dtype} and weight {weight.dtype}: bring both to one dtype")
-    exact = torch.promote_types(children.dtype, torch.float32)
+    exact = sum_dtype(children)
     for name, tensor in (("prior", prior), ("bias", bias)):
         if tensor is not None and torch.promote_types(tensor.dtype, exact) != exact:
             raise InputError(f"{name} is {tensor.dtype}, but sums are {exact} for these children: bring it to that")

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of sums of a tensor's numbers: float32, in which many of float16 have room, or float64 of float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def squash(s: Tensor) -> Tensor:
     """Shrink each vector to a length below 1 and keep its direction (Eq. 1).
 
@@ -12,7 +17,7 @@ def squash(s: Tensor) -> Tensor:
 
     s [..., e] → v [..., e]
     """
-    exact = torch.promote_types(s.dtype, torch.float32)  # in which the square of a long float16 vector has room
+    exact = sum_dtype(s)  # in which the square of a long float16 vector has room
     length = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=exact)  # over the capsule's own axis e
     return (s * (length / (1 + length.square()))).to(s.dtype)
 

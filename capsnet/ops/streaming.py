@@ -18,6 +18,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from capsnet.ops.squash import sum_dtype
+
 CACHE = 1 << 20  # numbers of a tile, over parents, images, children and their axis d
 COPIED = 1 << 24  # numbers of the weight that are laid out anew at a time
 LEAST = 16  # children in a tile, of which a product should have some
@@ -42,7 +44,7 @@ class Passes:
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
         self.children, self.weight, self.prior, self.leaky = children, weight, prior, leaky
-        self.exact = torch.promote_types(children.dtype, torch.float32)
+        self.exact = sum_dtype(children)
 
     def even_sum(self) -> Tensor:
         """Σ_i û_ij [b, j, e]."""
@@ -126,7 +128,7 @@ class Passes:
 def sum_evenly(children: Tensor, weight: Tensor) -> Tensor:
     """Σ_i û_ij, a matrix product for some children at a time: [b, i, d], [i, j, d, e] → [b, j, e]."""
     _, j, _, e = weight.shape
-    total = children.new_zeros(len(children), j * e, dtype=torch.promote_types(children.dtype, torch.float32))
+    total = children.new_zeros(len(children), j * e, dtype=sum_dtype(children))
     for some in _parts(weight):
         total += children[:, some].flatten(1) @ rearrange(weight[some], "i j d e -> (i d) (j e)")
     return total.unflatten(1, (j, e))
@@ -156,8 +158,7 @@ def _spread(vectors: Tensor, tile: Tile) -> Tensor:
 
 def _agree(spread: Tensor, tile: Tile) -> Tensor:
     """The product of each child with what was spread to it: [j, b, d, i] → [j, b, i]."""
-    exact = torch.promote_types(spread.dtype, torch.float32)
-    return (spread * tile.x).sum(dim=2, dtype=exact)  # over the child's own axis d
+    return (spread * tile.x).sum(dim=2, dtype=sum_dtype(spread))  # over the child's own axis d
 
 
 def _gather(shares: Tensor, tile: Tile) -> Tensor:

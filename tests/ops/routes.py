@@ -42,6 +42,26 @@ def by(function, tensors, **options):
     )
 
 
+# So many images that the mean error is no matter of luck; i and d are above 1, since autocast leaves a twin that sums
+# nothing in float32.
+ERROR_SHAPES = [
+    (64, 7, 3, 5, 8),
+    (64, 7, 1, 5, 33),
+    (32, 7, 100, 16, 5),
+    (32, 7, 3, 33, 33),
+    (64, 7, 50, 16, 1),
+    (8, 1153, 3, 8, 16),
+]
+
+
+def assert_errors_at_most_twice_the_twins(tensors, ours, its, dtype):
+    """Hold parents and gradients of `tensors` to the twin's in float64."""
+    exact = by(twin, {name: t.double() for name, t in tensors.items()})
+    for name, truth, found, twins in zip(["parents", *tensors], exact, ours, its, strict=True):
+        assert found.dtype == dtype, name
+        assert (found - truth).abs().mean() <= 2 * (twins - truth).abs().mean(), name
+
+
 class LargestTensor(TorchDispatchMode):
     """Watches every operation, those of the backward pass too, for the most bytes that a result has."""
 

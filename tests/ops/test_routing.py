@@ -8,7 +8,7 @@ import torch
 from capsnet.ops import fused, streaming
 from capsnet.ops.paths import routing_path
 from capsnet.ops.routing import route
-from tests.ops.routes import arguments, by, inputs, twin
+from tests.ops.routes import ERROR_SHAPES, arguments, assert_errors_at_most_twice_the_twins, by, inputs, twin
 
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -118,27 +118,12 @@ def test_the_same_inputs_have_the_same_bits(path):
     assert all(torch.equal(a, b) for again in more for a, b in zip(once, again, strict=True))
 
 
-# So many images that the mean error is no matter of luck.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (64, 7, 3, 5, 8),
-        (64, 7, 1, 5, 33),
-        (32, 7, 100, 16, 5),
-        (32, 7, 3, 33, 33),
-        (64, 7, 50, 16, 1),
-        (8, 1153, 3, 8, 16),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("shape", ERROR_SHAPES, ids=str)
 def test_errors_are_at_most_twice_the_twins(shape, dtype, path, monkeypatch):
     monkeypatch.setattr(streaming, "CACHE", 1 << 13)
     tensors = arguments(shape, "prior", "bias", path=path, dtype=dtype)
-    exact = by(twin, {name: t.double() for name, t in tensors.items()})
-    for name, truth, ours, its in zip(["parents", *tensors], exact, by(route, tensors), by(twin, tensors), strict=True):
-        assert ours.dtype == dtype, name
-        assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean(), name
+    assert_errors_at_most_twice_the_twins(tensors, by(route, tensors), by(twin, tensors), dtype)
 
 
 def test_logits_beyond_the_exponential_overflow_nothing(path):

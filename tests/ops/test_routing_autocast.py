@@ -8,7 +8,7 @@ from capsnet.models import CapsNet
 from capsnet.ops import streaming
 from capsnet.ops.paths import routing_path
 from capsnet.ops.routing import route
-from tests.ops.routes import arguments, by, no_compiler, twin
+from tests.ops.routes import ERROR_SHAPES, arguments, assert_errors_at_most_twice_the_twins, by, no_compiler, twin
 
 
 @pytest.fixture(params=["twin", "streaming", pytest.param("native", marks=no_compiler)])
@@ -28,27 +28,11 @@ def cast(function):
     return call
 
 
-# i and d are above 1, since autocast leaves a twin that sums nothing in float32.
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (64, 7, 3, 5, 8),
-        (64, 7, 1, 5, 33),
-        (32, 7, 100, 16, 5),
-        (32, 7, 3, 33, 33),
-        (64, 7, 50, 16, 1),
-        (8, 1153, 3, 8, 16),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("shape", ERROR_SHAPES, ids=str)
 def test_errors_are_at_most_twice_the_twins(shape, path, monkeypatch):
     monkeypatch.setattr(streaming, "CACHE", 1 << 13)
     tensors = arguments(shape, "prior", "bias", dtype=torch.float32)
-    exact = by(twin, {name: t.double() for name, t in tensors.items()})
-    results = exact, by(cast(route), tensors), by(cast(twin), tensors)
-    for name, truth, ours, its in zip(["parents", *tensors], *results, strict=True):
-        assert ours.dtype == torch.float32, name
-        assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean(), name
+    assert_errors_at_most_twice_the_twins(tensors, by(cast(route), tensors), by(cast(twin), tensors), torch.float32)
 
 
 def test_children_that_come_in_bf16_meet_a_weight_in_float32(path):
