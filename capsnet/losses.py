@@ -32,4 +32,12 @@ def reconstruction_loss(drawing: Tensor, image: Tensor) -> Tensor:
     """
     if drawing.shape != image.shape:
         raise InputError(f"a drawing of shape {list(drawing.shape)} cannot be compared with images {list(image.shape)}")
-    return reduce((drawing - image).square(), "b c h w -> b", "sum").mean()
+    return squared_errors(drawing, image).mean()
+
+
+def squared_errors(drawing: Tensor, image: Tensor) -> Tensor:
+    """How badly each image is drawn: squared errors, summed over pixels.
+
+    drawing [b, c, h, w], image [b, c, h, w], both in [0, 1] → [b]
+    """
+    return reduce((drawing - image).square(), "b c h w -> b", "sum")

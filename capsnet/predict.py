@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import reduce
 
 from capsnet.data import image_tensor
 from capsnet.evaluation import answer
 from capsnet.hardware import default_device
+from capsnet.losses import squared_errors
 from capsnet.robustness.detector import load_detector
 from capsnet.runs import Run
 
@@ -47,7 +47,7 @@ def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> 
         given = answer(network, pixels)
         errors: list[float | None] = [None] * len(some)
         if given.drawings is not None:
-            errors = reduce((given.drawings - pixels).square(), "b c h w -> b", "sum").tolist()
+            errors = squared_errors(given.drawings, pixels).tolist()
         answers = [run.classes[k] for k in given.predictions.tolist()]
         for image, named, scores, error in zip(some, answers, given.scores.tolist(), errors, strict=True):
             suspicious = None if error is None or threshold is None else error > threshold

@@ -6,11 +6,11 @@ The latter seeks a wrong class that is drawn well, as the reconstructive attack 
 from collections.abc import Callable, Iterator
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
+from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.robustness.descent import STEP, seeded
 from capsnet.robustness.exposed import Exposed, foolbox_model
@@ -85,6 +85,5 @@ def _loss(network: CapsNet, images: Tensor, labels: Tensor, threshold: float) ->
     true = labels.unsqueeze(-1)  # [b, 1]
     wrong_length, wrong = lengths.scatter(-1, true, -1.0).max(dim=-1)  # over the classes j but the true one
     drawing = network.decode(capsules, wrong)  # [b, c, h, w]
-    error = reduce((drawing - images).square(), "b c h w -> b", "sum")
     unfooled = (lengths.gather(-1, true).squeeze(-1) - wrong_length + GAP).relu()
-    return unfooled + (error / threshold - 1 + ROOM).relu()
+    return unfooled + (squared_errors(drawing, images) / threshold - 1 + ROOM).relu()

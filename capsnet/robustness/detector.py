@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import answer
+from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
 
@@ -90,7 +90,7 @@ def look(network: CapsNet | ConvBaseline, images: Tensor) -> Look:
     answers = torch.cat([batch.predictions for batch in given]).cpu()
     drawings = torch.cat([batch.drawings for batch in given if batch.drawings is not None]).cpu()
     images = images.cpu()
-    return Look(images, answers, drawings, reduce((drawings - images).square(), "n c h w -> n", "sum"))
+    return Look(images, answers, drawings, squared_errors(drawings, images))
 
 
 def save_detector(run: Run, detector: Detector) -> Path:
