@@ -47,6 +47,12 @@ FAULTS = {
         "logits = _agree(spread, tile)\n        logits = logits.mean(dim=1, keepdim=True).expand_as(logits)\n",
         "ops/test_routing.py::test_an_image_is_routed_the_same_alone_as_in_a_batch",
     ),
+    "3c the logits are shared over the batch: compiled path": Fault(
+        "ops/native.c",
+        "couplings[j] = dot(vote, v + j * E);\n",
+        "couplings[j] = (vec){0} + dot(vote, v + j * E)[0];\n",
+        "ops/test_routing.py::test_an_image_is_routed_the_same_alone_as_in_a_batch",
+    ),
     "4a r + 1 iterations for r: textbook": Fault(
         "ops/reference.py",
         "range(1, iterations + 1)",

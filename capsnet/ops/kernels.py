@@ -157,7 +157,7 @@ def gradients(
                 *found, grad_children, b, COUNT(t), leaky, through, *plan, num_warps=warps
             )
             results = grad_weight, grad_prior
-            _weight_gradient[blocks, j](
+            _weight_gradient[(blocks * j,)](
                 *found, *results, b, COUNT(t), COUNT(image_blocks), through, *plan, num_warps=warps
             )
     return grad_children, grad_weight, grad_prior
@@ -306,8 +306,8 @@ def _weight_gradient(
     shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """Σ_b,t x_i ⊗ (c_ij grad_j + p_ij V_j) of a tile of children and one parent, and Σ_b,t p_ij for the prior."""
-    block = tl.program_id(0)
-    j = tl.program_id(1)
+    block = tl.program_id(0) // shape.j  # one axis of the grid, since only the first is long enough for any j
+    j = tl.program_id(0) % shape.j
     w = _load_matrices(weight, block, j, shape, TILE, MATH)
     total = tl.full((TILE.children * TILE.depth, TILE.width), 0.0, MATH.exact)
     pulled = tl.full((TILE.children,), 0.0, MATH.exact)
