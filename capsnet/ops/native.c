@@ -52,7 +52,8 @@ INLINE vec larger(vec a, vec b) {
 }
 
 #ifdef SINGLE
-/* e^a of a <= 0 or of what is not a number, to float's last digit but one: 2^n e^r, with Cephes' polynomial for |r| <= ln 2 / 2. */
+/* e^a of a <= 0 or of what is not a number, to float's last digit but one: 2^n e^r, with Cephes' polynomial for
+|r| <= ln 2 / 2. */
 INLINE vec exponential(vec a) {
     a = larger((vec){0} - 87, a);
     bits n = __builtin_convertvector(a * (REAL)1.44269504088896341 - (REAL)0.5, bits);
