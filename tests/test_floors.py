@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "capsnet"
 FLOORS = {
     0: ("errors", "checks", "ops"),
-    1: ("losses", "data", "files", "hardware", "interrupt"),
+    1: ("losses", "data", "files", "hardware", "interrupt", "schema"),
     2: ("layers",),
     3: ("models", "baselines"),
     4: (
