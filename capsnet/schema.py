@@ -4,9 +4,8 @@ pydantic makes the checks from the type hints: `@with_config(STRICT)` above a da
 fields that are missing or unknown, NaN and infinity. Bounds stand in the hints: `Annotated[int, Field(ge=1)]`.
 """
 
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -35,15 +34,10 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
 def parse_json(content: bytes, kind: type[Kind], source: str) -> Kind:
     """Read JSON text as an instance of a dataclass; `source` names it in the InputError that is raised otherwise."""
     try:
-        return _adapter(kind).validate_json(content)
+        return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_context=False)
         field = ".".join(str(part) for part in first["loc"])
         more = f" (and {len(others)} more)" if others else ""
         reason = f"{field}: {first['msg']}" if field else first["msg"]
         raise InputError(f"{source} is damaged: {' '.join(reason.split())}{more}") from error
-
-
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
