@@ -1,40 +1,99 @@
-"""Files and folders that appear whole or not at all."""
+"""Files that are written atomically and kept through a loss of power, and folders that one process writes to."""
 
+import itertools
+import os
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from capsnet.errors import InputError
 
+_counter = itertools.count()  # two threads may write the same file
+
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to, which takes the place of `path` only when all of it is there.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A new path beside `path` for a file or a folder; at the end it is flushed to the disk and renamed to `path`.
 
-    Raises InputError where that fails, for want of room or rights; what stood at `path` then still stands there.
+    A reader sees the old content or the new one, also after a loss of power. A folder takes the place of an empty one
+    or of none. Raises InputError where writing fails, for want of room or rights; `path` is then left as it was.
     """
-    part = path.with_name(path.name + ".part")
-    _remove(part)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{next(_counter)}.part")
     try:
         yield part
-    except (OSError, SafetensorError) as error:
-        _remove(part)
-        raise InputError(f"cannot write {path}, which is left as it was: {error}") from error
-    if path.is_dir():  # which, unlike a file, cannot be replaced in one step
-        old = path.with_name(path.name + ".old")
-        _remove(old)
-        path.replace(old)
+        flush_to_disk(part)
         part.replace(path)
-        shutil.rmtree(old)
-    else:
-        part.replace(path)
+        _fsync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # the first error says more
+            _remove(part)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise InputError(f"cannot write {path}, which is left as it was: {error}") from error
+        raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file, or a folder and all that it holds, survive a loss of power."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            flush_to_disk(inner)
+    _fsync(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write in a folder and in those within it.
+
+    Raises InputError where that fails.
+    """
+    for part in [*folder.rglob("*.part")]:
+        remove(part)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds; InputError where that fails."""
+    try:
+        _remove(path)
+    except OSError as error:
+        raise InputError(f"cannot remove {path}: {error}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder; the lock of a process that has died is free.
+
+    Raises InputError, naming the owner, where another process has the lock.
+    """
+    path = folder / "run.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = path.read_text(errors="replace").strip() or "another process"
+        raise InputError(f"{folder} is being written to by {owner}: wait until it ends, or name another --run") from error
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        lock.release()
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a good moment."""
+"""Signals that ask a process to end, taken at a good moment."""
 
 import signal
 import threading
@@ -6,22 +6,54 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the process to end: Ctrl-C, or what Slurm, Docker and `timeout` send, or a closed terminal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Take note of a first Ctrl-C, so that a step ends whole; a second one interrupts at once."""
+def deferred_interrupt() -> Iterator[Callable[[], Interrupted | None]]:
+    """Take note of a first signal, so that a training step ends; a second one interrupts at once."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if noted:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         noted.append(number)
 
+    with _handled_by(note):
+        yield lambda: Interrupted(noted[0]) if noted else None
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Raise Interrupted at a signal, as Python does by itself for Ctrl-C alone."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    with _handled_by(interrupt):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals for a while, but for those that the process is to ignore, as `nohup` has it ignore SIGHUP."""
     if threading.current_thread() is not threading.main_thread():  # which alone receives signals
-        yield lambda: False
+        yield
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, handler)
     try:
-        yield lambda: bool(noted)
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in taken:
+            signal.signal(number, before[number])

@@ -26,7 +26,7 @@ from capsnet.build import build_network
 from capsnet.data import Data, load_data
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.files import whole
+from capsnet.files import atomic_write
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.recipes import RECIPES, name_of
@@ -144,7 +144,7 @@ class Run:
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
         """Write one of the folder's JSON files whole or not at all."""
         path = self.folder / name
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(content, indent=2) + "\n")
         return path
 
@@ -192,7 +192,7 @@ def load_run(folder: str | Path) -> Run:
 
 def save_checkpoint(run: Run, state: dict[str, Any]) -> None:
     """Replace the run's checkpoint, whole or not at all."""
-    with whole(run.checkpoint) as part:
+    with atomic_write(run.checkpoint) as part:
         try:
             torch.save(state, part)
         except RuntimeError as error:  # how torch says, without these words, that the disk is full
@@ -217,5 +217,5 @@ def load_checkpoint(run: Run) -> dict[str, Any]:
 
 def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
     """Replace the run's best network, whole or not at all."""
-    with whole(run.best) as part:
+    with atomic_write(run.best) as part:
         network.save_pretrained(part)

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from capsnet.errors import InputError
-from capsnet.files import whole
+from capsnet.files import atomic_write
 from capsnet.models import CapsNet
 
 
@@ -127,7 +127,7 @@ def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
-    with whole(folder) as part:
+    with atomic_write(folder) as part:
         network.save_pretrained(part)
     return folder
 

@@ -9,7 +9,7 @@ from typing import Any
 from capsnet.benchmarks.goals import Results
 from capsnet.benchmarks.report import print_tables
 from capsnet.errors import InputError
-from capsnet.files import whole
+from capsnet.files import atomic_write
 from capsnet.hardware import default_device
 
 
@@ -37,7 +37,7 @@ def bench(name: str, folder: Path, *, quick: bool = False, picture: Path | None 
 def keep(path: Path, results: Results) -> None:
     """Write results whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

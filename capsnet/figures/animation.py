@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capsnet.figures.grid import in_colour
 from capsnet.figures.style import BLACK, FONT, GREY
-from capsnet.files import whole
+from capsnet.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +45,7 @@ def write_animation(tiles: Tensor, names: Sequence[str], title: str, offsets: Se
     if tiles.shape[2] != 3:
         frames = [frame.convert("L") for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=PAUSE, loop=0)
     return path
 

@@ -14,7 +14,7 @@ from capsnet.evaluation import Evaluation
 from capsnet.figures.curves import best_validation
 from capsnet.figures.gallery import drawn
 from capsnet.figures.style import DPI
-from capsnet.files import whole
+from capsnet.files import atomic_write
 from capsnet.models import CapsNet
 from capsnet.recipes import RECIPES
 from capsnet.runs import Run
@@ -77,7 +77,7 @@ def write_report(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluati
         "environment": _environment(run),
     }
     path = run.folder / "report.html"
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(PAGE.substitute(content), encoding="utf-8")
     return path
 
