@@ -8,11 +8,21 @@ from capsnet.data.batches import batches, shifted
 from capsnet.data.digits import load_digits
 from capsnet.data.images import image_tensor, read_folder
 from capsnet.data.resize import size_pair
-from capsnet.data.sets import Data, ImageSet, split
+from capsnet.data.sets import Data, Fingerprint, ImageSet, PartFingerprint, split
 from capsnet.data.sources import SOURCES, load_source
 from capsnet.errors import InputError
 
-__all__ = ["Data", "ImageSet", "batches", "image_tensor", "load_data", "shifted", "split"]
+__all__ = [
+    "Data",
+    "Fingerprint",
+    "ImageSet",
+    "PartFingerprint",
+    "batches",
+    "image_tensor",
+    "load_data",
+    "shifted",
+    "split",
+]
 
 
 def load_data(

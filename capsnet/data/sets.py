@@ -1,13 +1,36 @@
 """Labelled images held in memory as bytes, and how a set is cut in two."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, with_config
 from torch import Tensor
 
 from capsnet.data.resize import resized
 from capsnet.errors import InputError
+from capsnet.schema import STRICT
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class PartFingerprint:
+    """The number of images of one part of a data set, and the SHA-256 of all that it holds."""
+
+    n: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells a data set from any other: equal where all parts have the same images and labels in one order."""
+
+    train: PartFingerprint
+    validation: PartFingerprint
+    test: PartFingerprint
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,13 @@ class ImageSet:
     def resized(self, size: tuple[int, int]) -> "ImageSet":
         """Return the set with its images brought to size (h, w)."""
         return ImageSet(resized(self.images, size), self.labels)
+
+    def fingerprint(self) -> PartFingerprint:
+        """Hash the images' shape and bytes and the labels, in order; the device makes no difference."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.cpu().contiguous().numpy().data)
+        digest.update(self.labels.cpu().numpy().astype("<i8").data)
+        return PartFingerprint(len(self), digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -69,6 +99,13 @@ class Data:
         """Return the same data with every image brought to size (h, w)."""
         parts = (part.resized(size) for part in (self.train, self.validation, self.test))
         return Data(self.name, self.classes, *parts)
+
+    def fingerprint(self) -> Fingerprint:
+        """Return the number of images and a SHA-256 of each part: what a run keeps to know its data again.
+
+        The images are hashed as they are held here, after any resizing; names of the set and its classes take no part.
+        """
+        return Fingerprint(self.train.fingerprint(), self.validation.fingerprint(), self.test.fingerprint())
 
 
 def split(images: ImageSet, validation: int, seed: int) -> tuple[ImageSet, ImageSet]:

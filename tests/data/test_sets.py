@@ -1,10 +1,15 @@
 """Parts of a data set are disjoint, cover everything and are drawn by their seed."""
 
+import json
+from dataclasses import asdict, replace
+from time import perf_counter
+
 import pytest
 import torch
 
-from capsnet.data.sets import Data, ImageSet, hold_out, hold_out_tenth, split
+from capsnet.data.sets import Data, Fingerprint, ImageSet, hold_out, hold_out_tenth, split
 from capsnet.errors import InputError
+from capsnet.schema import parse_json
 
 
 def numbered(n, classes=2):
@@ -99,3 +104,61 @@ def test_resized_data_keep_their_labels():
     assert data.image_shape == (1, 3, 5)
     assert data.validation.images.shape == (0, 1, 3, 5)
     assert data.train.labels.tolist() == [0, 1, 0, 1]
+
+
+def numbered_data():
+    return Data("own", ("a", "b"), numbered(6), numbered(4), numbered(2))
+
+
+def test_equal_data_have_one_fingerprint_whatever_their_names_and_layout_in_memory():
+    data = numbered_data()
+    turned = ImageSet(torch.arange(6, dtype=torch.uint8).reshape(1, 6, 1, 1).transpose(0, 1), data.train.labels)
+    assert replace(data, name="other", classes=("x", "y"), train=turned).fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ImageSet(numbered(6).images + 1, numbered(6).labels),
+        ImageSet(numbered(6).images, 1 - numbered(6).labels),
+        numbered(6).select(torch.tensor([1, 0, 2, 3, 4, 5])),
+        numbered(5),
+        numbered(7),
+    ],
+    ids=["pixels", "labels", "order", "fewer", "more"],
+)
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_change_of_any_part_changes_the_fingerprint_of_this_part_alone(part, changed):
+    data = replace(numbered_data(), **{part: numbered(6)})
+    before, after = (asdict(it.fingerprint()) for it in (data, replace(data, **{part: changed})))
+    assert {name for name in before if before[name] != after[name]} == {part}
+    assert after[part]["n"] == len(changed)
+
+
+def test_the_same_bytes_in_another_shape_have_another_fingerprint():
+    images = ImageSet(torch.zeros(2, 1, 4, 3, dtype=torch.uint8), torch.tensor([0, 1]))
+    wide = ImageSet(images.images.reshape(2, 1, 3, 4), images.labels)
+    assert images.fingerprint() != wide.fingerprint()
+    assert len({numbered(0).fingerprint(), ImageSet(images.images[:0], images.labels[:0]).fingerprint()}) == 2
+
+
+def test_a_fingerprint_comes_back_from_json():
+    kept = numbered_data().fingerprint()
+    assert parse_json(json.dumps(asdict(kept)).encode(), Fingerprint, "recipe.json") == kept
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sha256", "0" * 63), ("sha256", "G" * 64), ("sha256", "0" * 64 + "\n"), ("n", -1), ("n", "6")]
+)
+def test_a_damaged_fingerprint_is_refused(field, value):
+    content = asdict(numbered_data().fingerprint())
+    content["test"][field] = value
+    with pytest.raises(InputError, match=f"recipe.json is damaged: test.{field}: "):
+        parse_json(json.dumps(content).encode(), Fingerprint, "recipe.json")
+
+
+def test_the_fingerprint_of_as_many_images_as_mnist_s_takes_less_than_a_second():
+    images = ImageSet(torch.zeros(60000, 1, 28, 28, dtype=torch.uint8), torch.zeros(60000, dtype=torch.int64))
+    start = perf_counter()
+    assert images.fingerprint().n == 60000
+    assert perf_counter() - start < 1
