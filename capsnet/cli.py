@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import io
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,22 +85,41 @@ def one_line(box: str) -> str:
     return words.replace("invalid literal for int() with base 10:", "not a whole number:")
 
 
-def main() -> None:
-    """Run a command line; what a user can put right becomes one line on stderr and exit status 2."""
-    try:
-        verb = parse(sys.argv[1:])
-        import logging  # not for a help or a mistake, which are to come at once
+SYSTEM_ERRORS = {  # what a system lacks or forbids, which a user can put right; other errors are faults of ours
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
+}
 
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("capsnet").setLevel(logging.INFO)
-        verb()
+
+def main() -> None:
+    """Run a command line; what a user can put right becomes one line on stderr and exit status 2.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, with the status that a shell gives: 128 and the signal's number.
+    """
+    from capsnet.interrupt import Interrupted, interrupting
+
+    try:
+        with interrupting():
+            verb = parse(sys.argv[1:])
+            import logging  # not for a help or a mistake, which are to come at once
+
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("capsnet").setLevel(logging.INFO)
+            verb()
     except InputError as error:
-        print(f"capsnet: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in SYSTEM_ERRORS:
             raise
-        print("capsnet: no space left on the disk: free some and go on with --resume", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        fail(f"{error.filename or 'the system'}: {error.strerror}: mend that, and go on with --resume if it trained")
+    except KeyboardInterrupt as interruption:
+        sys.exit(128 + (interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT))
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr and end with status 2."""
+    print(f"capsnet: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -96,11 +96,11 @@ def answers(
     network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor, Answers]]:
     """Go through a set in order, on the network's device and in evaluation mode: images, labels, answers by batch."""
-    images = images.to(next(network.parameters()).device)
-    training = network.training
+    device, training = next(network.parameters()).device, network.training
     network.eval()
     try:
-        for pixels, labels in batches(images, batch):
+        for some in batches(images, batch):
+            pixels, labels = (part.to(device) for part in some)
             yield pixels, labels, answer(network, pixels, labels if masked_by == "label" else None)
     finally:
         network.train(training)

@@ -37,6 +37,30 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def atomic_files(folder: Path, last: str) -> Iterator[Path]:
+    """A new folder to write files to; at the end each is flushed to the disk and takes its place in `folder`.
+
+    The file called `last` is replaced at the end, and is what makes the others count. Raises InputError where writing
+    fails; that file is then left as it was.
+    """
+    part = folder.with_name(f"{folder.name}.{os.getpid()}-{next(_counter)}.part")
+    try:
+        part.mkdir()
+        yield part
+        flush_to_disk(part)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(part.iterdir(), key=lambda path: path.name == last):
+            path.replace(folder / path.name)
+        _fsync(folder)
+        _fsync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {folder}, whose {last} is left as it was: {error}") from error
+    finally:
+        with suppress(OSError):  # what is left of it is removed when the run goes on
+            _remove(part)
+
+
 def flush_to_disk(path: Path) -> None:
     """Have a file, or a folder and all that it holds, survive a loss of power."""
     if path.is_dir():
@@ -74,7 +98,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         owner = path.read_text(errors="replace").strip() or "another process"
-        raise InputError(f"{folder} is being written to by {owner}: wait until it ends, or name another --run") from error
+        raise InputError(f"{folder} is being trained by {owner}: wait for its end, or name another --run") from error
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -92,6 +116,8 @@ def _remove(path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which cannot be opened there
+        return
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -56,14 +56,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package lies in, if any."""
+    """The commit of the checkout that this package lies in, if any, with "-dirty" where the package was changed."""
     if which("git") is None:
         return None
     git = ["git", "-C", str(Path(__file__).parent)]
     ours = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=False)
     if ours.returncode:  # installed inside somebody else's checkout
         return None
-    return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, check=True)
+    return f"{commit}-dirty" if changed.stdout.strip() else commit
 
 
 @cache

@@ -44,12 +44,15 @@ def interrupting() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals for a while, but for those that the process is to ignore, as `nohup` has it ignore SIGHUP."""
+    """Handle signals for a while, but for those that the process is to ignore, as `nohup` has it ignore SIGHUP.
+
+    Handlers that were not set from Python stay in place too.
+    """
     if threading.current_thread() is not threading.main_thread():  # which alone receives signals
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = [number for number in SIGNALS if before[number] != signal.SIG_IGN]
+    taken = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
     for number in taken:
         signal.signal(number, handler)
     try:

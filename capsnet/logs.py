@@ -6,7 +6,9 @@ errors, accuracy and reconstruction.
 """
 
 import json
+import os
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -14,21 +16,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from capsnet.errors import InputError
+from capsnet.files import atomic_write
 from capsnet.runs import Run
 
 PLAIN_SECONDS = 10.0
 
 
 class Log:
-    """The log of a run, from a step on; lines of a later step, left by a run that was killed, are dropped."""
+    """The log of a run, from a step on; lines of a later step, left by a run that was killed, are dropped.
+
+    Raises InputError where it cannot be written. A terminal that is gone is no longer written to.
+    """
 
     def __init__(self, run: Run, step: int, steps: int) -> None:
-        kept = [record for kind in ("train", "validation") for record in run.records(kind) if record["step"] <= step]
-        kept.sort(key=lambda record: record["step"])
-        run.log.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self.file = run.log.open("a", buffering=1)
-        self.board = SummaryWriter(str(run.folder), purge_step=step + 1)
-        self.steps, self.printed = steps, 0.0
+        kept = sorted((record for record in run.records() if record["step"] <= step), key=lambda kept: kept["step"])
+        with atomic_write(run.log) as part:
+            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        try:
+            self.file = run.log.open("a", buffering=1)
+            self.board = SummaryWriter(str(run.folder), purge_step=step + 1)
+        except OSError as error:
+            raise InputError(f"cannot write the log of {run.folder}: {error}") from error
+        self.steps, self.printed, self.terminal_is_gone = steps, 0.0, False
         self.console = Console()
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -42,37 +52,58 @@ class Log:
         self.task = self.bar.add_task("", total=steps, completed=step, epoch="1", words="")
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        self.show(self.bar.start)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self.bar.stop()
+        self.show(self.bar.stop)
         self.board.close()
         self.file.close()
+
+    def say(self, words: str) -> None:
+        """Print a line on the terminal, above the bar."""
+        self.show(lambda: self.console.print(words, highlight=False))
+
+    def show(self, act: Callable[[], object]) -> None:
+        """Write to the terminal, unless it has gone: a training goes on without one."""
+        if self.terminal_is_gone:
+            return
+        try:
+            act()
+        except OSError:
+            self.terminal_is_gone = True
+
+    def sync(self) -> None:
+        """Have what was written survive a loss of power; what a checkpoint counts on is on the disk before it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
     def train(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
         """Write down a training step, counted from 1; the bar moves to it."""
         self._write("train", step, epoch, seconds, measured)
         words = " ".join(f"{name} {value:.3g}" for name, value in measured.items() if name != "images_per_second")
         words += f" · {measured['images_per_second']:,.0f} images/s"
-        self.bar.update(self.task, completed=step, epoch=str(epoch), words=words)
+        self.show(lambda: self.bar.update(self.task, completed=step, epoch=str(epoch), words=words))
         if not self.console.is_terminal and time.monotonic() > self.printed + PLAIN_SECONDS:
             left = seconds / step * (self.steps - step)
-            print(f"epoch {epoch} step {step}/{self.steps} {words} · {left:.0f} s left", flush=True)
+            line = f"epoch {epoch} step {step}/{self.steps} {words} · {left:.0f} s left"
+            self.show(lambda: print(line, flush=True))
             self.printed = time.monotonic()
 
     def validation(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
         """Write down an evaluation on the validation images."""
         self._write("validation", step, epoch, seconds, measured)
         errors, n = measured["errors"], measured["n"]
-        self.console.print(
+        self.say(
             f"epoch {epoch}: validation accuracy {measured['accuracy']:.2%} ({errors} errors of n = {n:,}), "
-            f"{seconds:.0f} s of training",
-            highlight=False,
+            f"{seconds:.0f} s of training"
         )
 
     def _write(self, kind: str, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
         about = {"kind": kind, "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
-        self.file.write(json.dumps(about | measured) + "\n")
+        try:
+            self.file.write(json.dumps(about | measured) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
         for name, value in measured.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)

@@ -1,35 +1,101 @@
 """Run folders: everything that belongs to one training run, from its recipe to its report.
 
-recipe.json       the recipe, the data set and its classes
-environment.json  hardware, versions and the commit
-log.jsonl         every measurement, a line each; beside it TensorBoard's event files
-last.ckpt         the state of training, to resume from
+recipe.json       the recipe, the data set with a checksum of each part, and its classes
+environment.json  hardware, versions, commit and command of each part of the training, from its start to a stop
+log.jsonl         every measurement, a line each; next to it TensorBoard's event files
+checkpoints/      the last two states of training, to resume from
 best/             the network with the fewest validation errors: config.json and model.safetensors
 detector.json     above which error that network's drawing is suspicious
 results.json      what it did on the test images
 report.html       the numbers, the recipe and the pictures, in one file
+run.lock          held by the process that trains
 """
 
 import io
 import json
-import shutil
+import logging
+import shlex
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, with_config
 from safetensors import SafetensorError
 
 from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network
-from capsnet.data import Data, load_data
+from capsnet.data import Data, Fingerprint, ImageSet, load_data
+from capsnet.data.sources import SOURCES
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.files import atomic_write
+from capsnet.files import atomic_files, atomic_write, locked, remove
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.recipes import RECIPES, name_of
+from capsnet.schema import STRICT, parse_json, read_json
+
+log = logging.getLogger(__name__)
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class RunFile:
+    """What recipe.json holds."""
+
+    recipe: str
+    data: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    image_shape: tuple[
+        Annotated[int, Field(ge=1)],
+        Annotated[int, Field(ge=1)],
+        Annotated[int, Field(ge=1)],
+    ]
+    fingerprint: Fingerprint
+    fields: dict[str, JsonValue]
+
+    def __post_init__(self) -> None:
+        if repeated := next((name for name in self.classes if self.classes.count(name) > 1), None):
+            raise InputError(f"classes: {repeated!r} is there more than once")
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class TrainingPart:
+    """What a run's training stands on from one start or resumption to the next."""
+
+    from_step: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=1)]
+    """Steps of the whole training, as planned then."""
+    device: str
+    cores: int
+    platform: str
+    python: str
+    torch: str
+    capsnet: str
+    commit: str | None
+    command: str
+    precision: str
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class EnvironmentFile:
+    """What environment.json holds."""
+
+    parts: tuple[TrainingPart, ...]
+
+
+class Record(BaseModel):
+    """A line of log.jsonl: when it was measured, and what was measured by its name."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+    kind: Literal["train", "validation"]
+    step: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -39,18 +105,16 @@ class Run:
     folder: Path
     recipe: Recipe
     data: str
+    """The name of a data set, or the absolute path of the user's own."""
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    fingerprint: Fingerprint
+    """What tells the run's data from any other, part by part."""
 
     @property
     def recipe_name(self) -> str:
         """The name of the recipe that the run's own started from."""
         return name_of(self.recipe)
-
-    @property
-    def checkpoint(self) -> Path:
-        """The state of training after the last epoch, or where it was interrupted."""
-        return self.folder / "last.ckpt"
 
     @property
     def best(self) -> Path:
@@ -65,52 +129,97 @@ class Run:
     @property
     def seconds(self) -> float:
         """Time spent on the run up to the last line of its log; 0 without one."""
-        return max((record["seconds"] for kind in ("train", "validation") for record in self.records(kind)), default=0)
+        return max((record["seconds"] for record in self.records()), default=0)
+
+    @property
+    def training_parts(self) -> tuple[TrainingPart, ...]:
+        """Hardware, versions and command of each part of the training, in order.
+
+        Raises InputError for a damaged environment.json.
+        """
+        path = self.folder / "environment.json"
+        return read_json(path, EnvironmentFile).parts if path.exists() else ()
+
+    def resume_command(self, data_dir: Path | None = None) -> str:
+        """The command that goes on with the run's training."""
+        words = ["capsnet", "train", self.data, "--run", str(self.folder), "--resume"]
+        return shlex.join(words + (["--data-dir", str(data_dir)] if data_dir else []))
 
     def load_network(self) -> CapsNet | ConvBaseline:
         """Load the best network, on the CPU and in evaluation mode.
 
         Raises InputError where the run has none yet, or weights that are not this network's.
         """
-        if not (self.best / "model.safetensors").is_file():
-            raise InputError(f"{self.folder} has no trained network yet: finish it with `capsnet train --resume`")
+        if not (self.best / "model.safetensors").exists():
+            raise InputError(f"{self.folder} has no trained network yet: train it with `{self.resume_command()}`")
         kind = CapsNet if self.recipe.network == "capsnet" else ConvBaseline
         try:
             with redirect_stdout(io.StringIO()):  # the mixin prints where it reads from
-                return kind.from_pretrained(self.best).eval()
-        except (RuntimeError, SafetensorError, TypeError, ValueError) as error:
+                network = kind.from_pretrained(self.best).eval()
+        except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{self.best} does not hold the weights of its config.json: {reason}") from error
+        if (network.image_shape, network.classes) != (self.image_shape, len(self.classes)):
+            raise InputError(
+                f"{self.best} is a network for {network.classes} classes and images {network.image_shape}, but "
+                f"{self.folder} has {len(self.classes)} and {self.image_shape}"
+            )
+        return network
 
     def load_data(self, name: str | None = None, data_dir: str | Path | None = None) -> Data:
-        """Load the run's data set as it was split for training, or another one with as many classes.
+        """Load the run's data set as it was split for training, or another one whose classes the network knows.
 
-        Raises InputError where the data cannot be had, or the number of its classes or the shape of its images is not
-        the network's.
+        The classes of other data are matched by name. Raises InputError where the data cannot be had, are no longer
+        those of the training, or have a class or a shape of images that the network does not know.
         """
         recipe = self.recipe
-        if name in (None, self.data):
+        if name is None or _located(name) == self.data:
             validation, size = recipe.validation, recipe.image_size
-            return load_data(self.data, data_dir=data_dir, validation=validation, seed=recipe.seed, image_size=size)
+            data = load_data(self.data, data_dir=data_dir, validation=validation, seed=recipe.seed, image_size=size)
+            self.check_data(data)
+            return data
         data = load_data(name, data_dir=data_dir, image_size=self.image_shape[1:])
-        if len(data.classes) != len(self.classes) or data.image_shape != self.image_shape:
-            raise InputError(
-                f"{name} has {len(data.classes)} classes and images {data.image_shape}, but the network of "
-                f"{self.folder} knows {len(self.classes)} classes and images {self.image_shape} (c, h, w)"
-            )
-        return data
+        if data.image_shape != self.image_shape:
+            raise InputError(f"{name} has images {data.image_shape} (c, h, w), {self.folder} knows {self.image_shape}")
+        return self._relabelled(data)
 
-    def extended(self, data: str, recipe: Recipe) -> "Run":
+    def check_data(self, data: Data, parts: tuple[str, ...] = ("train", "validation", "test")) -> None:
+        """Raise InputError where parts of these data are not those that the run was started with."""
+        changed = []
+        for part in parts:
+            images: ImageSet = getattr(data, part)
+            kept, found = getattr(self.fingerprint, part), images.fingerprint()
+            if found.n != kept.n:
+                changed.append(f"{part} had {kept.n:,} images and has {found.n:,}")
+            elif found != kept:
+                changed.append(f"{part} has other images or labels ({kept.n:,})")
+        if data.classes != self.classes:
+            changed.append(f"classes were {', '.join(self.classes)} and are {', '.join(data.classes)}")
+        if changed:
+            raise InputError(
+                f"{data.name} is not what {self.folder} was trained on: {'; '.join(changed)}: "
+                "bring back the data of the run, or start a new one"
+            )
+
+    def extended(self, data: Data, recipe: Recipe) -> "Run":
         """The run with a recipe that may train for longer, to go on with.
 
-        Raises InputError where the data or anything else in the recipe is another.
+        Raises InputError where the data or anything else in the recipe is another, and for a longer one-cycle, whose
+        rate is planned over all steps.
         """
+        self.check_data(data)
+        if recipe == self.recipe:
+            return self
         same = replace(recipe, epochs=self.recipe.epochs, steps=self.recipe.steps)
         changed = [f.name for f in fields(same) if getattr(same, f.name) != getattr(self.recipe, f.name)]
-        if data != self.data or changed:
-            what = ", ".join(changed) or f"data {data}"
+        if changed:
             raise InputError(
-                f"{self.folder} was trained on {self.data} otherwise ({what}): only --epochs and --steps may change"
+                f"{self.folder} was trained otherwise ({', '.join(changed)}): only --epochs and --steps may change"
+            )
+        if recipe.schedule == "one-cycle":
+            raise InputError(
+                f"{self.folder} was planned as one cycle of the learning rate over all its steps, so its length cannot "
+                "change: leave out --epochs and --steps, or start a new run"
             )
         run = replace(self, recipe=recipe)
         run.write_json("recipe.json", run.about())
@@ -118,12 +227,18 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What recipe.json holds."""
-        about = {"recipe": self.recipe_name, "data": self.data, "classes": self.classes}
-        return about | {"image_shape": self.image_shape, "fields": asdict(self.recipe)}
+        return {
+            "recipe": self.recipe_name,
+            "data": self.data,
+            "classes": self.classes,
+            "image_shape": self.image_shape,
+            "fingerprint": asdict(self.fingerprint),
+            "fields": asdict(self.recipe),
+        }
 
     def write_results(self, network: CapsNet | ConvBaseline, data: Data, result: Evaluation) -> Path:
         """Write results.json: the evaluation on the test images, and everything that it stands on."""
-        environment = self.folder / "environment.json"
+        parts = [asdict(part) for part in self.training_parts]
         measured = {"accuracy": result.accuracy, "per_class": result.per_class} | asdict(result)
         about = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -131,91 +246,107 @@ class Run:
             "validation_images": len(data.validation),
             "training_seconds": self.seconds,
             "validation": self.records("validation"),
-            "environment": json.loads(environment.read_text()) if environment.is_file() else {},
+            "environment": parts[-1] if parts else {},
+            "training_parts": parts,
         }
         return self.write_json("results.json", {"test": measured} | about | self.about())
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of log.jsonl of one kind, "train" or "validation", in order, without one that was cut short."""
-        lines = self.log.read_text().splitlines(keepends=True) if self.log.is_file() else []
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [record for record in records if record["kind"] == kind]
+    def records(self, kind: Literal["train", "validation"] | None = None) -> list[dict[str, Any]]:
+        """The lines of log.jsonl, or those of one kind, in order.
+
+        A last line that was cut short is left out, and so are damaged ones, whose number a warning says.
+        """
+        lines = self.log.read_bytes().split(b"\n")[:-1] if self.log.is_file() else []
+        records, damaged = [], 0
+        for line in lines:
+            try:
+                records.append(parse_json(line, Record, str(self.log)).model_dump())
+            except InputError:
+                damaged += 1
+        if damaged:
+            log.warning("%s: %d damaged lines are left out", self.log, damaged)
+        return [record for record in records if kind in (None, record["kind"])]
 
     def write_json(self, name: str, content: dict[str, Any]) -> Path:
-        """Write one of the folder's JSON files whole or not at all."""
+        """Write one of the folder's JSON files atomically."""
         path = self.folder / name
         with atomic_write(path) as part:
             part.write_text(json.dumps(content, indent=2) + "\n")
         return path
 
+    def _relabelled(self, data: Data) -> Data:
+        """Other data with the network's classes, matched by name; InputError for a class that it does not know."""
+        if unknown := [name for name in data.classes if name not in self.classes]:
+            raise InputError(
+                f"{data.name} has classes that {self.folder} does not know: {', '.join(unknown[:5])}"
+                f"{', ...' if len(unknown) > 5 else ''}; it knows {', '.join(self.classes)}"
+            )
+        place = torch.tensor([self.classes.index(name) for name in data.classes])
+        parts = (ImageSet(part.images, place[part.labels]) for part in (data.train, data.validation, data.test))
+        return Data(data.name, self.classes, *parts)
+
 
 def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
-    Raises InputError where the recipe's network cannot be built for these data, and where the folder cannot be made or
-    exists, unless it is a run and `overwrite` says that it may go.
+    Raises InputError where the recipe's network cannot be built for these data, where another process trains there,
+    and where the folder cannot be made or exists, unless it is a run and `overwrite` says that it may go.
     """
     folder = Path(folder)
     with torch.device("meta"):
         build_network(recipe, data.image_shape, len(data.classes))
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        if not (folder / "recipe.json").is_file():
-            raise InputError(f"{folder} exists and is no run folder: name another one with --run")
-        if not overwrite:
-            raise InputError(f"{folder} exists: go on with it by --resume, replace it by --overwrite, or name another")
-        shutil.rmtree(folder)
+    _check_free(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder with --run") from error
-    run = Run(folder, recipe, data.name, data.classes, data.image_shape)
-    run.write_json("recipe.json", run.about())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder} cannot be made: {reason}; name another folder with --run") from error
+    run = Run(folder, recipe, _located(data.name), data.classes, data.image_shape, data.fingerprint())
+    with locked(folder):
+        _check_free(folder, overwrite)  # again, as another process may have been faster
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.json"):  # which makes it a run, last
+            if path.name != "run.lock":
+                remove(path)
+        run.write_json("recipe.json", run.about())
     return run
 
 
 def load_run(folder: str | Path) -> Run:
     """Open a run folder.
 
-    Raises InputError where it is none, or its recipe cannot be read.
+    Raises InputError where there is no recipe.json or it cannot be used.
     """
     folder = Path(folder)
-    try:
-        about = json.loads((folder / "recipe.json").read_text())
-        recipe = RECIPES[about["recipe"]](**about["fields"])
-        classes, image_shape = tuple(about["classes"]), tuple(about["image_shape"])
-        return Run(folder, recipe, about["data"], classes, image_shape)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'recipe.json'} cannot be read: {error}") from error
-
-
-def save_checkpoint(run: Run, state: dict[str, Any]) -> None:
-    """Replace the run's checkpoint, whole or not at all."""
-    with atomic_write(run.checkpoint) as part:
-        try:
-            torch.save(state, part)
-        except RuntimeError as error:  # how torch says, without these words, that the disk is full
-            left = shutil.disk_usage(run.folder).free >> 20
-            raise OSError(f"the disk is full or the file too large ({left} MiB left)") from error
-
-
-def load_checkpoint(run: Run) -> dict[str, Any]:
-    """The state of training that was saved last.
-
-    Raises InputError where there is none or it is damaged.
-    """
-    if not run.checkpoint.is_file():
-        raise InputError(f"{run.folder} has no checkpoint to resume from: start it anew with --overwrite")
-    try:
-        return torch.load(run.checkpoint, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise InputError(
-            f"{run.checkpoint} is damaged ({type(error).__name__}): start anew with --overwrite"
-        ) from error
+    path = folder / "recipe.json"
+    if not path.exists():
+        raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)")
+    about = read_json(path, RunFile)
+    if about.recipe not in RECIPES:
+        raise InputError(f"{path} is damaged: no recipe {about.recipe!r}")
+    recipe = parse_json(json.dumps(about.fields).encode(), RECIPES[about.recipe], f"{path}: fields")
+    return Run(folder, recipe, about.data, about.classes, about.image_shape, about.fingerprint)
 
 
 def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
-    """Replace the run's best network, whole or not at all."""
-    with atomic_write(run.best) as part:
-        network.save_pretrained(part)
+    """Replace the run's best network; its weights are one file, so it is the old network or the new one at any time."""
+    with atomic_files(run.best, last="model.safetensors") as folder:
+        network.save_pretrained(folder)
+
+
+def _located(data: str) -> str:
+    """The name of a data set as it is, or the absolute path of the user's own."""
+    return data if data in (*SOURCES, "digits") else str(Path(data).expanduser().resolve())
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raise InputError for a folder that holds something, unless it is a run that may go."""
+    try:
+        held = [path.name for path in folder.iterdir()] if folder.is_dir() else [""] * folder.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if all(name == "run.lock" or name.endswith(".part") for name in held):  # left by a process that was killed
+        return
+    if "recipe.json" not in held:
+        raise InputError(f"{folder} exists and is no run folder: name another one with --run")
+    if not overwrite:
+        raise InputError(f"{folder} exists: go on with it by --resume, replace it by --overwrite, or name another")

@@ -36,8 +36,12 @@ def parse_json(content: bytes, kind: type[Kind], source: str) -> Kind:
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_context=False)
-        field = ".".join(str(part) for part in first["loc"])
-        more = f" (and {len(others)} more)" if others else ""
-        reason = f"{field}: {first['msg']}" if field else first["msg"]
-        raise InputError(f"{source} is damaged: {' '.join(reason.split())}{more}") from error
+        raise InputError(f"{source} is damaged: {reason(error)}") from error
+
+
+def reason(error: ValidationError) -> str:
+    """The first field at fault and what is wrong with it, in one line."""
+    first, *others = error.errors(include_url=False, include_context=False, include_input=False)
+    field = ".".join(str(part) for part in first["loc"])
+    words = f"{field}: {first['msg']}" if field else first["msg"]
+    return " ".join(words.split()) + (f" (and {len(others)} more)" if others else "")

@@ -1,15 +1,19 @@
 """A run that was stopped, and how, cannot be told from one that never was."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from capsnet import training
+from capsnet.checkpoints import checkpoint_paths, load_checkpoint, read_checkpoint
+from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.runs import load_checkpoint, load_run, start_run
+from capsnet.runs import load_run, start_run
 from tests.training import (
     EPOCH,
     TINY,
@@ -115,31 +119,141 @@ def test_the_time_of_training_goes_on_where_it_stood(tmp_path):
 @pytest.mark.parametrize(("field", "value"), [("rate", 0.1), ("batch", 16), ("seed", 1), ("conv_channels", 4)])
 def test_another_recipe_is_refused_and_the_field_named(tmp_path, field, value):
     run = start_run(tmp_path / "run", TINY, few_digits())
-    with pytest.raises(InputError, match=rf"was trained on digits otherwise \({field}\): only --epochs"):
-        run.extended("digits", replace(TINY, **{field: value}))
+    with pytest.raises(InputError, match=rf"was trained otherwise \({field}\): only --epochs"):
+        run.extended(few_digits(), replace(TINY, **{field: value}))
     assert load_run(run.folder) == run
 
 
-def test_other_data_is_refused_and_named(tmp_path):
-    run = start_run(tmp_path / "run", TINY, few_digits())
-    with pytest.raises(InputError, match=r"was trained on digits otherwise \(data mnist\)"):
-        run.extended("mnist", TINY)
+def one_more(part):
+    return ImageSet(torch.cat([part.images, part.images[:1]]), torch.cat([part.labels, part.labels[:1]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": one_more}, "train had 200 images and has 201"),
+        ({"test": one_more}, "test had 60 images and has 61"),
+        ({"validation": lambda part: ImageSet(part.images, part.labels.flip(0))}, "validation has other images or lab"),
+        ({"train": lambda part: ImageSet(part.images ^ 1, part.labels)}, "train has other images or labels"),
+    ],
+)
+def test_other_data_are_refused_and_the_counts_named(tmp_path, change, says):
+    data = few_digits()
+    run = start_run(tmp_path / "run", TINY, data)
+    changed = replace(data, **{part: act(getattr(data, part)) for part, act in change.items()})
+    with pytest.raises(InputError, match=f"digits is not what .*run was trained on: {says}"):
+        run.extended(changed, TINY)
+    if "test" not in change:  # which training does not look at
+        with pytest.raises(InputError, match=says):
+            training.train(run, changed)
 
 
 @pytest.mark.parametrize("change", [{"conv_channels": 4}, {"network": "small-cnn"}, {"averaging": 0.9}])
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, change):
     other = train(tmp_path / "other", replace(TINY, steps=1))
     run = start_run(tmp_path / "run", replace(TINY, **change), few_digits())
-    other.checkpoint.rename(run.checkpoint)
-    with pytest.raises(InputError, match=r"last\.ckpt is of another network: ") as refusal:
+    (other.folder / "checkpoints").rename(run.folder / "checkpoints")
+    with pytest.raises(InputError, match=r"run/checkpoints is of another network: ") as refusal:
         resume(run.folder)
     assert "\n" not in str(refusal.value)
 
 
-def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
-    start_run(tmp_path / "run", TINY, few_digits())
-    with pytest.raises(InputError, match="run has no checkpoint to resume from: start it anew with --overwrite"):
-        resume(tmp_path / "run")
+def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
+    run = train(tmp_path / "run", replace(TINY, steps=5))
+    longer = train(tmp_path / "longer", replace(TINY, steps=6))
+    shutil.copytree(longer.folder / "checkpoints", run.folder / "checkpoints", dirs_exist_ok=True)
+    with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps of the run"):
+        resume(run.folder)
+
+
+def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path, never_stopped, settings, caplog):
+    start_run(tmp_path / "run", settings, few_digits())
+    assert_same(resume(tmp_path / "run"), never_stopped)
+    assert "run has no checkpoint yet: it begins at the first step" in caplog.text
+
+
+@pytest.mark.parametrize("save_minutes", [1e-9, 60])
+def test_a_checkpoint_is_written_within_an_epoch(tmp_path, never_stopped, settings, save_minutes):
+    run = start_run(tmp_path / "run", settings, few_digits())
+    with at_step(4, kill), pytest.raises(Killed):
+        training.train(run, few_digits(), save_minutes=save_minutes)
+    state = load_checkpoint(run)
+    assert state["step"] == 3 if save_minutes < 1 else state is None
+    assert_same(resume(run.folder), never_stopped)
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    run = start_run(tmp_path / "run", TINY, few_digits())
+    training.train(run, few_digits(), save_minutes=1e-9)
+    assert [path.name for path in checkpoint_paths(run)] == ["0000000014.ckpt", "0000000013.ckpt"]
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda path: path.write_bytes(b""), Path.unlink])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, settings, never_stopped, damage, caplog):
+    run = train(tmp_path / "run", replace(settings, epochs=2))
+    damage(checkpoint_paths(run)[0])
+    assert load_checkpoint(run)["step"] == EPOCH
+    assert ("0000000014.ckpt is damaged" in caplog.text) == (damage is not Path.unlink)
+    assert_same(resume(run.folder), never_stopped)
+    assert [read_checkpoint(path)["step"] for path in checkpoint_paths(run)] == [2 * EPOCH, EPOCH]
+
+
+def test_where_all_checkpoints_are_damaged_that_is_one_line(tmp_path):
+    run = train(tmp_path / "run")
+    for path in checkpoint_paths(run):
+        flip_a_bit(path)
+    with pytest.raises(InputError, match="run has no intact checkpoint to resume from: start it anew with --overwrite"):
+        resume(run.folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda run: shutil.rmtree(run.best), lambda run: (run.best / "config.json").unlink()]
+)
+def test_a_network_that_is_lost_is_kept_again(tmp_path, damage, caplog):
+    run = train(tmp_path / "run")
+    damage(run)
+    assert torch.equal(weights(resume(run.folder)), last_weights(run))
+    assert "the best network of" in caplog.text
+    run = train(tmp_path / "longer")
+    run.best.rename(tmp_path / "best")
+    assert torch.equal(weights(resume(run.folder, epochs=3)), last_weights(load_run(run.folder)))
+
+
+def test_a_longer_one_cycle_is_refused(tmp_path):
+    run = train(tmp_path / "run", replace(TINY, schedule="one-cycle", epochs=1))
+    with pytest.raises(InputError, match="was planned as one cycle of the learning rate over all its steps"):
+        resume(run.folder, epochs=2)
+    resume(run.folder)
+
+
+def test_each_part_of_a_training_keeps_what_it_stands_on(tmp_path):
+    with at_step(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    resume(tmp_path / "run")
+    run = resume(tmp_path / "run", epochs=3)
+    assert [(part.from_step, part.steps) for part in run.training_parts] == [(0, 14), (3, 14), (14, 21)]
+
+
+def test_a_resumption_changes_neither_the_recipe_nor_what_the_earlier_parts_stood_on(tmp_path):
+    with at_step(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    recipe, parts = (tmp_path / "run" / "recipe.json").read_bytes(), load_run(tmp_path / "run").training_parts
+    run = resume(tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == recipe
+    assert run.training_parts[:1] == parts
+
+
+def test_the_random_state_of_the_process_is_left_as_it_was(tmp_path):
+    before = torch.get_rng_state()
+    run = start_run(tmp_path / "run", replace(TINY, network="small-cnn"), few_digits())
+    training.train(run, few_digits())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_best_weights_are_compared_with_those_from_before_the_stop(tmp_path, monkeypatch):

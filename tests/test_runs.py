@@ -1,20 +1,28 @@
 """A run folder holds all that belongs to a run, is written whole or not at all, and is never lost by mistake."""
 
+import hashlib
+import io
 import json
 import os
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from capsnet import training
+from capsnet.checkpoints import checkpoint_paths, load_checkpoint, read_checkpoint, save_checkpoint
+from capsnet.data import load_data
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
-from capsnet.files import whole
+from capsnet.files import atomic_write, locked
 from capsnet.hardware import default_device, environment
-from capsnet.runs import load_checkpoint, load_run, save_checkpoint, save_network, start_run
+from capsnet.runs import load_run, save_network, start_run
 from tests.training import TINY, few_digits, train, weights
 
 
@@ -40,7 +48,7 @@ def contents(folder):
 def test_a_run_folder_has_the_files_it_should_and_no_others(finished):
     files = {name for name in contents(finished.folder) if not name.startswith("events.out.tfevents.")}
     best = {"best/config.json", "best/model.safetensors", "best/README.md"}
-    assert files == {"recipe.json", "environment.json", "log.jsonl", "last.ckpt"} | best
+    assert files == {"recipe.json", "environment.json", "log.jsonl", "run.lock", "checkpoints/0000000002.ckpt"} | best
 
 
 def test_a_run_is_opened_as_it_was_started(finished):
@@ -53,7 +61,7 @@ def test_a_folder_that_exists_is_not_overwritten_unless_told(copied):
         start(copied.folder)
     assert contents(copied.folder) == before
     start(copied.folder, overwrite=True)
-    assert contents(copied.folder).keys() == {"recipe.json"}
+    assert contents(copied.folder).keys() == {"recipe.json", "run.lock"}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -88,11 +96,11 @@ def no_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(copied, no_room):
-    before = contents(copied.folder)
+def test_a_checkpoint_for_which_there_is_no_room_leaves_the_ones_before(copied, no_room):
+    before, state = contents(copied.folder), load_checkpoint(copied)
     no_room()
-    with pytest.raises(InputError, match=rf"cannot write {copied.checkpoint}, which is left as it was: ") as refusal:
-        save_checkpoint(copied, {"network": torch.zeros(10_000)})
+    with pytest.raises(InputError, match=r"cannot write .*0000000003\.ckpt, which is left as it was: ") as refusal:
+        save_checkpoint(copied, state | {"step": 3})
     assert "\n" not in str(refusal.value)
     assert contents(copied.folder) == before
 
@@ -100,37 +108,73 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before(copied, n
 def test_a_network_for_which_there_is_no_room_leaves_the_one_before(copied, no_room):
     before, network = contents(copied.folder), copied.load_network()
     no_room()
-    with pytest.raises(InputError, match=rf"cannot write {copied.best}, which is left as it was: "):
+    with pytest.raises(InputError, match=rf"cannot write {copied.best}, whose model.safetensors is left as it was: "):
         save_network(copied, network)
     assert contents(copied.folder) == before
 
 
 def test_what_is_written_takes_the_place_of_what_was_there_when_it_is_whole(tmp_path):
     (tmp_path / "file").write_text("old")
-    with whole(tmp_path / "file") as part:
+    with atomic_write(tmp_path / "file") as part:
         part.write_text("new")
         assert contents(tmp_path)["file"] == b"old"
     assert contents(tmp_path) == {"file": b"new"}
 
 
-def test_what_a_killed_process_left_half_written_is_in_nobodys_way(copied):
-    copied.checkpoint.with_name("last.ckpt.part").write_bytes(b"half")
-    copied.best.with_name("best.part").mkdir()
-    save_checkpoint(copied, {"step": 3})
-    save_network(copied, copied.load_network())
-    assert load_checkpoint(copied) == {"step": 3}
-    assert not [name for name in os.listdir(copied.folder) if name.endswith(".part")]
+def test_what_a_killed_process_left_half_written_is_removed_when_the_run_goes_on(copied):
+    (copied.folder / "best.1-0.part").mkdir()
+    (copied.folder / "checkpoints" / "0000000003.ckpt.1-0.part").write_bytes(b"half")
+    train_again(copied)
+    assert not [name for name in contents(copied.folder) if ".part" in name]
+
+
+@pytest.mark.parametrize("left", ["recipe.json.1-0.part", "run.lock"])
+def test_a_folder_that_a_killed_process_had_only_begun_is_free(tmp_path, left):
+    (tmp_path / left).write_text("")
+    start(tmp_path)
+    assert load_run(tmp_path).recipe == TINY
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff\xfe\x00", b'{"recipe": "digits"}', b'{"recipe": "none", "fields": {}}'],
+    [b"", b"{", b"[]", b"\xff\xfe\x00", b'{"recipe": "digits"}', b'{"recipe": "none", "fields": {}}', 100_000 * b"["],
 )
 def test_a_damaged_recipe_is_refused_in_one_line(copied, content):
     (copied.folder / "recipe.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"{copied.folder / 'recipe.json'} cannot be read: .") as refusal:
+    with pytest.raises(InputError, match=rf"{copied.folder / 'recipe.json'} is damaged: .") as refusal:
         load_run(copied.folder)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": []},
+        {"classes": ["a", "a"]},
+        {"classes": "0123456789"},
+        {"image_shape": [8, 8]},
+        {"image_shape": [1, -8, 8]},
+        {"image_shape": [1, 8.5, 8]},
+        {"recipe": "none"},
+        {"data": 3},
+        {"fingerprint": {}},
+        {"fields": None},
+        {"more": 1},
+    ],
+)
+def test_a_run_file_with_an_impossible_value_is_refused_in_one_line(copied, change):
+    path = copied.folder / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=r"recipe\.json is damaged: ") as refusal:
+        load_run(copied.folder)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_in_the_place_of_the_recipe_is_refused_in_one_line(copied):
+    (copied.folder / "recipe.json").unlink()
+    (copied.folder / "recipe.json").mkdir()
+    with pytest.raises(InputError, match=r"recipe\.json cannot be read: Is a directory"):
+        load_run(copied.folder)
 
 
 @pytest.mark.parametrize("value", ["many", 0])
@@ -139,7 +183,7 @@ def test_a_recipe_with_an_impossible_value_is_refused(copied, value):
     about = json.loads(path.read_text())
     about["fields"]["epochs"] = value
     path.write_text(json.dumps(about))
-    with pytest.raises(InputError, match=r"recipe\.json cannot be read: "):
+    with pytest.raises(InputError, match=r"recipe\.json: fields is damaged: "):
         load_run(copied.folder)
 
 
@@ -150,11 +194,41 @@ def test_what_is_no_run_folder_is_refused(finished, tmp_path, folder):
         load_run(where)
 
 
-@pytest.mark.parametrize("keep", [0, 100, 10_000])
-def test_a_damaged_checkpoint_is_refused_in_one_line(copied, keep):
-    copied.checkpoint.write_bytes(copied.checkpoint.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"last\.ckpt is damaged \(\w+\): start anew with --overwrite") as refusal:
-        load_checkpoint(copied)
+def sealed(state):
+    """A checkpoint's content with a checksum that holds."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return hashlib.sha256(buffer.getvalue()).hexdigest().encode() + buffer.getvalue()
+
+
+@pytest.mark.parametrize("keep", [0, 30, 100, 10_000])
+def test_a_checkpoint_that_was_cut_is_refused_in_one_line(copied, keep):
+    path = checkpoint_paths(copied)[0]
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"0000000002\.ckpt is damaged: its checksum does not match"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: [], "Input should be a valid dictionary"),
+        (lambda state: torch.zeros(3), "Input should be a valid dictionary"),
+        (lambda state: {}, "network: Field required"),
+        (lambda state: state | {"step": -5}, "step: Input should be greater than or equal to 0"),
+        (lambda state: state | {"step": "2"}, "step: Input should be a valid integer"),
+        (lambda state: state | {"seconds": float("nan")}, "seconds: Input should be"),
+        (lambda state: state | {"least_errors": None}, "least_errors: Input should be a valid number"),
+        (lambda state: state | {"network": torch.zeros(3)}, "network: Input should be a valid dictionary"),
+        (lambda state: state | {"random": 3}, "random: Input should be an instance of Tensor"),
+        (lambda state: state | {"more": 3}, "more: Extra inputs are not permitted"),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else_is_refused_in_one_line(copied, change, says):
+    path = checkpoint_paths(copied)[0]
+    path.write_bytes(sealed(change(load_checkpoint(copied))))
+    with pytest.raises(InputError, match=rf"0000000002\.ckpt is damaged: {says}") as refusal:
+        read_checkpoint(path)
     assert "\n" not in str(refusal.value)
 
 
@@ -177,7 +251,9 @@ def test_the_weights_of_another_network_are_refused_in_one_line(copied, tmp_path
 
 
 def test_a_run_without_a_network_says_how_to_get_one(tmp_path):
-    with pytest.raises(InputError, match="has no trained network yet: finish it with `capsnet train --resume`"):
+    with pytest.raises(
+        InputError, match="has no trained network yet: train it with `capsnet train digits --run .*run --r"
+    ):
         start(tmp_path / "run").load_network()
 
 
@@ -205,28 +281,102 @@ def test_the_results_have_the_numbers_and_everything_they_stand_on(finished, mon
     assert (results["training_images"], results["validation_images"]) == (200, 60)
     assert results["training_seconds"] > 0
     assert results["validation"] == finished.records("validation")
-    assert results["environment"] == json.loads((finished.folder / "environment.json").read_text())
+    kept = json.loads((finished.folder / "environment.json").read_text())["parts"]
+    assert (results["environment"], results["training_parts"]) == (kept[-1], kept)
 
 
 def test_the_environment_is_kept_with_the_precision(finished):
-    kept = json.loads((finished.folder / "environment.json").read_text())
-    assert kept == environment(default_device()) | {"precision": "32-true"}
+    (kept,) = json.loads((finished.folder / "environment.json").read_text())["parts"]
+    assert kept == environment(default_device()) | {"precision": "32-true", "from_step": 0, "steps": 2}
 
 
-def test_a_run_has_its_data_split_as_in_training(finished):
-    data = finished.load_data()
-    assert (len(data.train), len(data.validation), len(data.test)) == (1294, 143, 360)
-    reseeded = replace(finished, recipe=replace(TINY, seed=1)).load_data()
-    assert not torch.equal(reseeded.validation.images, data.validation.images)
+@pytest.fixture
+def on_all_digits(tmp_path):
+    return start_run(tmp_path / "all", TINY, load_data("digits"))
 
 
-def test_other_data_with_as_many_classes_is_brought_to_the_size_of_the_network(finished, tmp_path):
-    arrays = {"images": np.zeros((40, 12, 12), np.uint8), "labels": np.arange(40) % 10}
-    np.savez(tmp_path / "other.npz", **arrays)
-    assert finished.load_data(str(tmp_path / "other.npz")).image_shape == (1, 8, 8)
+def test_a_run_has_its_data_split_as_in_training(on_all_digits):
+    assert on_all_digits.load_data().fingerprint() == on_all_digits.fingerprint
+    assert on_all_digits.load_data("digits").fingerprint() == on_all_digits.fingerprint
 
 
-def test_other_data_with_other_classes_is_refused(finished, tmp_path):
-    np.savez(tmp_path / "other.npz", images=np.zeros((40, 8, 8), np.uint8), labels=np.arange(40) % 4)
-    with pytest.raises(InputError, match=r"other\.npz has 4 classes and images \(1, 8, 8\), but the network of .* 10"):
-        finished.load_data(str(tmp_path / "other.npz"))
+def test_another_split_is_refused_and_the_parts_named(on_all_digits):
+    with pytest.raises(InputError, match=r"train has other images or labels \(1,294\); validation has other images or"):
+        replace(on_all_digits, recipe=replace(TINY, seed=1)).load_data()
+
+
+def save_arrays(path, classes, n=40, size=8):
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(n) % len(classes), classes=np.array(classes))
+    return str(path)
+
+
+def test_data_that_have_grown_since_the_training_are_refused_and_the_counts_named(tmp_path):
+    path = save_arrays(tmp_path / "own.npz", ["a", "b"])
+    run = start_run(tmp_path / "run", TINY, load_data(path))
+    save_arrays(tmp_path / "own.npz", ["a", "b"], n=80)
+    with pytest.raises(
+        InputError, match=r"own\.npz is not what .*run was trained on: train had \d+ images and has \d+"
+    ):
+        run.load_data()
+
+
+def test_a_run_keeps_the_absolute_path_of_its_data(tmp_path, monkeypatch):
+    save_arrays(tmp_path / "own.npz", ["a", "b"])
+    monkeypatch.chdir(tmp_path)
+    run = start_run(tmp_path / "run", TINY, load_data("own.npz"))
+    monkeypatch.chdir("/")
+    assert load_run(run.folder).load_data().fingerprint() == run.fingerprint
+
+
+def test_other_data_is_brought_to_the_size_of_the_network(finished, tmp_path):
+    other = save_arrays(tmp_path / "other.npz", [str(k) for k in range(10)], size=12)
+    assert finished.load_data(other).image_shape == (1, 8, 8)
+
+
+def test_the_classes_of_other_data_are_matched_by_name(finished, tmp_path):
+    names = ["9", "3", "4"]
+    other = finished.load_data(save_arrays(tmp_path / "other.npz", names))
+    own = load_data(str(tmp_path / "other.npz"))
+    assert other.classes == finished.classes
+    assert [other.classes[k] for k in other.test.labels] == [names[k] for k in own.test.labels]
+
+
+def test_other_data_with_a_class_that_the_network_does_not_know_is_refused(finished, tmp_path):
+    other = save_arrays(tmp_path / "other.npz", [*(str(k) for k in range(9)), "cat"])
+    with pytest.raises(InputError, match=r"other\.npz has classes that .* does not know: cat; it knows 0, 1, 2"):
+        finished.load_data(other)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"3", b"{}", b"\0", b'{"kind": "train", "st', b'{"kind": "train", "step": 1, "epoch": 1, "seconds": "\xff"}'],
+)
+def test_a_damaged_line_of_the_log_is_left_out_and_counted(copied, line, caplog):
+    before = copied.records()
+    copied.log.write_bytes(line + b"\n" + copied.log.read_bytes() + line + b"\n")
+    assert copied.records() == before
+    assert "log.jsonl: 2 damaged lines are left out" in caplog.text
+
+
+def test_a_folder_that_is_being_trained_in_is_refused_and_the_owner_named(copied):
+    with locked(copied.folder):
+        for act in (train_again, lambda run: start(run.folder, overwrite=True)):
+            with pytest.raises(InputError, match=f"is being trained by process {os.getpid()} on "):
+                act(copied)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(copied):
+    program = "import sys, time; from pathlib import Path; from capsnet.files import locked\n"
+    program += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, str(copied.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=f"is being trained by process {owner.pid} on "):
+            train_again(copied)
+        owner.kill()
+    train_again(copied)
+
+
+def train_again(run):
+    training.train(run, few_digits(), resume=True)

@@ -3,7 +3,6 @@
 That a run may be stopped and resumed is in `test_resume.py`.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from capsnet import steps, training
+from capsnet.checkpoints import load_checkpoint
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
-from capsnet.runs import load_checkpoint, load_run, start_run
+from capsnet.runs import load_run, start_run
 from tests.training import EPOCH, TINY, few_digits, last_weights, train, weights
 
 
@@ -74,8 +74,10 @@ class Untouchable(Tensor):
 
 def test_no_test_image_is_read_in_training_and_no_test_label_matters(tmp_path, data):
     honest = weights(train(tmp_path / "honest", data=data))
+    run = start_run(tmp_path / "closed", TINY, data)
     closed = ImageSet(data.test.images.as_subclass(Untouchable), torch.zeros_like(data.test.labels))
-    assert torch.equal(weights(train(tmp_path / "closed", data=replace(data, test=closed))), honest)
+    training.train(run, replace(data, test=closed))
+    assert torch.equal(weights(run), honest)
 
 
 @pytest.fixture
@@ -170,14 +172,14 @@ def test_bf16_learns_and_leaves_weights_of_32_bits(tmp_path):
     losses = [record["loss"] for record in run.records("train")]
     assert losses[-1] < losses[0]
     assert weights(run).dtype == torch.float32
-    assert json.loads((run.folder / "environment.json").read_text())["precision"] == "bf16-mixed"
+    assert run.training_parts[0].precision == "bf16-mixed"
 
 
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_by_default_the_precision_is_what_the_hardware_is_fast_at(tmp_path, monkeypatch, fast, chosen):
     monkeypatch.setattr(training, "fast_bf16", lambda device: fast)
     run = train(tmp_path / "run", replace(TINY, precision="auto", steps=1))
-    assert json.loads((run.folder / "environment.json").read_text())["precision"] == chosen
+    assert run.training_parts[0].precision == chosen
 
 
 @pytest.mark.slow

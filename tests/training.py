@@ -14,11 +14,12 @@ from torch import Tensor
 
 from capsnet import training
 from capsnet.baselines import ConvBaseline
+from capsnet.checkpoints import load_checkpoint
 from capsnet.data import Data, load_data
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.recipes import Digits
-from capsnet.runs import Run, load_checkpoint, load_run, start_run
+from capsnet.runs import Run, load_run, start_run
 
 TINY = Digits(
     conv_channels=8,
@@ -56,8 +57,9 @@ def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None) -> Run:
 def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
     """Go on with a run to its end, or for as many epochs or steps as `longer` says."""
     run = load_run(folder)
-    run = run.extended(run.data, replace(run.recipe, **longer))
-    training.train(run, data or few_digits(), resume=True)
+    data = data or few_digits()
+    run = run.extended(data, replace(run.recipe, **longer))
+    training.train(run, data, resume=True)
     return run
 
 

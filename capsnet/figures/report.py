@@ -1,9 +1,8 @@
 """The report of a run: its numbers, how they came about and its pictures, in one HTML file that needs no other."""
 
-import json
 from base64 import b64encode
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from html import escape
 from pathlib import Path
 from string import Template
@@ -145,10 +144,12 @@ def _recipe(run: Run) -> str:
 
 
 def _environment(run: Run) -> str:
-    path = run.folder / "environment.json"
-    if not path.is_file():
+    if not run.training_parts:
         return "<p>Not recorded.</p>"
-    return _table(["what", "value"], [[name, _value(value)] for name, value in json.loads(path.read_text()).items()])
+    return "\n".join(
+        _table(["what", "value"], [[name.replace("_", " "), _value(value)] for name, value in asdict(part).items()])
+        for part in run.training_parts
+    )
 
 
 def _value(value: object) -> str:

@@ -4,13 +4,13 @@ Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field, with_config
 from torch import Tensor
 
 from capsnet.baselines import ConvBaseline
@@ -20,6 +20,7 @@ from capsnet.evaluation import answer
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
+from capsnet.schema import STRICT, read_json
 
 VALIDATION = 2_000  # at most so many images set the threshold
 BATCH = 100
@@ -93,6 +94,18 @@ def look(network: CapsNet | ConvBaseline, images: Tensor) -> Look:
     return Look(images, answers, drawings, squared_errors(drawings, images))
 
 
+@with_config(STRICT)
+@dataclass(frozen=True)
+class DetectorFile:
+    """What detector.json holds."""
+
+    threshold: Annotated[float, Field(ge=0)]
+    percentile: Annotated[float, Field(gt=0, le=100)]
+    n: Annotated[int, Field(ge=1)]
+    weights: str
+    """The SHA-256 of the weights that it was made for."""
+
+
 def save_detector(run: Run, detector: Detector) -> Path:
     """Write a run's detector.json, which says of which weights it is."""
     return run.write_json("detector.json", asdict(detector) | {"weights": _weights(run)})
@@ -104,14 +117,13 @@ def load_detector(run: Run) -> Detector | None:
     Raises InputError where it cannot be read.
     """
     path = run.folder / "detector.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        kept = json.loads(path.read_text())
-        detector = Detector(float(kept["threshold"]), float(kept["percentile"]), int(kept["n"]))
-        return detector if kept["weights"] == _weights(run) else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error!r}; `capsnet detection {run.folder}` makes it anew") from error
+        kept = read_json(path, DetectorFile)
+    except InputError as error:
+        raise InputError(f"{error}; `capsnet detection {run.folder}` makes it anew") from error
+    return Detector(kept.threshold, kept.percentile, kept.n) if kept.weights == _weights(run) else None
 
 
 def _weights(run: Run) -> str:

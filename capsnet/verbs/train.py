@@ -1,6 +1,5 @@
 """The verb that trains."""
 
-import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +27,13 @@ class Train:
     data_dir: DataDir = None
     """Where mnist and fashion_mnist lie or are downloaded to; else $CAPSNET_DATA, else the user's cache."""
     resume: bool = False
-    """Go on from the run's checkpoint, by its own recipe."""
+    """Go on from the run's last checkpoint, by its own recipe."""
     overwrite: bool = False
     """Replace a run folder that exists."""
+    save_every: Annotated[float, arg(metavar="MINUTES")] = 5.0
+    """Minutes between two checkpoints within an epoch; one is written after each epoch too."""
+    images_on_device: bool = True
+    """Copy all training images to the GPU at the start, if they fit; else each batch is copied."""
     settings: OmitArgPrefixes[Recipe] = field(default_factory=Fast)
 
     def __call__(self) -> None:
@@ -39,6 +42,7 @@ class Train:
         from capsnet.evaluation import judge
         from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
         from capsnet.figures.report import write_report
+        from capsnet.hardware import keep_freed_memory
         from capsnet.models import CapsNet
         from capsnet.printing import print_evaluation
         from capsnet.robustness.detector import fit_detector, save_detector
@@ -47,6 +51,7 @@ class Train:
 
         if self.resume and self.overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        keep_freed_memory()
         settings, folder = self.settings, self.run or run_folder(self.data, self.recipe)
         data = load_data(
             self.data,
@@ -56,18 +61,18 @@ class Train:
             image_size=settings.image_size,
         )
         if self.resume:
-            run = load_run(folder).extended(data.name, settings)
+            run = load_run(folder).extended(data, settings)
         else:
             run = start_run(folder, settings, data, overwrite=self.overwrite)
         print(
             f"{folder}: recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}", flush=True
         )
         try:
-            network = train(run, data, resume=self.resume)
+            network = train(
+                run, data, resume=self.resume, save_minutes=self.save_every, images_on_device=self.images_on_device
+            )
         except KeyboardInterrupt:
-            again = ["capsnet", "train", self.data, "--run", str(folder), "--resume"]
-            again += ["--data-dir", str(self.data_dir)] if self.data_dir else []
-            print(f"\nstopped; go on with: {shlex.join(again)}", file=sys.stderr)
+            print(f"\nstopped; go on with: {run.resume_command(self.data_dir)}", file=sys.stderr)
             raise
         judgement = judge(network, data.test)
         print_evaluation(judgement.evaluation(), data.classes)

@@ -1,0 +1,95 @@
+"""Checkpoints: the state of a run's training after a step, each file with its checksum; the last two are kept."""
+
+import hashlib
+import io
+import logging
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from torch import Tensor
+from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
+
+from capsnet.errors import InputError
+from capsnet.files import atomic_write, remove
+from capsnet.runs import Run
+from capsnet.schema import reason
+
+KEPT = 2
+DIGITS = 64  # of a SHA-256, before the content that it is of
+
+log = logging.getLogger(__name__)
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
+class Checkpoint(TypedDict):
+    """The state of training."""
+
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    average: NotRequired[dict[str, Tensor]]
+    step: Annotated[int, Field(ge=0)]
+    least_errors: Annotated[float, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    random: Tensor
+    random_cuda: NotRequired[Tensor]
+
+
+def checkpoint_paths(run: Run) -> list[Path]:
+    """The checkpoints of a run, the last one first."""
+    return sorted((run.folder / "checkpoints").glob("*.ckpt"), reverse=True)
+
+
+def save_checkpoint(run: Run, state: Checkpoint) -> Path:
+    """Write a checkpoint atomically, and remove those that are no longer among the last two.
+
+    Raises InputError where it cannot be written; the others are then left as they are.
+    """
+    folder = run.folder / "checkpoints"
+    path = folder / f"{state['step']:010d}.ckpt"
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    with atomic_write(path) as part:
+        folder.mkdir(exist_ok=True)
+        with part.open("wb") as file:
+            file.write(hashlib.sha256(content).hexdigest().encode())
+            file.write(content)
+    earlier = [other for other in checkpoint_paths(run) if other < path]
+    for other in checkpoint_paths(run):
+        if other not in (path, *earlier[: KEPT - 1]):  # a later one is damaged, since training went back behind it
+            remove(other)
+    return path
+
+
+def load_checkpoint(run: Run) -> Checkpoint | None:
+    """The last state of training that is intact, or None for a run without checkpoints.
+
+    A damaged checkpoint is named in the log. Raises InputError where all are damaged.
+    """
+    paths = checkpoint_paths(run)
+    for path in paths:
+        try:
+            return read_checkpoint(path)
+        except InputError as error:
+            log.warning("%s", error)
+    if paths:
+        raise InputError(f"{run.folder} has no intact checkpoint to resume from: start it anew with --overwrite")
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; InputError where it is damaged."""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[DIGITS:]).hexdigest().encode() != content[:DIGITS]:
+            raise InputError(f"{path} is damaged: its checksum does not match")
+        state = torch.load(io.BytesIO(content[DIGITS:]), weights_only=True, map_location="cpu")
+        return TypeAdapter(Checkpoint).validate_python(state)
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged: {reason(error)}") from error
+    except InputError:
+        raise
+    except Exception as error:  # torch.load has no list of what it raises
+        raise InputError(f"{path} is damaged ({type(error).__name__})") from error
