@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,7 +251,7 @@ def test_the_weights_of_another_network_are_refused_in_one_line(copied, tmp_path
 
 def test_a_run_without_a_network_says_how_to_get_one(tmp_path):
     with pytest.raises(
-        InputError, match="has no trained network yet: train it with `capsnet train digits --run .*run --r"
+        InputError, match=r"no trained network yet: train it with `capsnet train digits --run .*run --r"
     ):
         start(tmp_path / "run").load_network()
 
