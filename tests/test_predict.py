@@ -129,9 +129,7 @@ def test_a_detector_of_other_weights_is_not_used(guarded, tmp_path, pictures):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"threshold": 3}', '{"threshold": null, "weights": ""}'])
 def test_a_damaged_detector_is_refused_in_one_line(guarded, content):
     (guarded.folder / "detector.json").write_text(content)
-    with pytest.raises(
-        InputError, match=r"detector\.json cannot be read: .* `capsnet detection .*` makes it anew"
-    ) as no:
+    with pytest.raises(InputError, match=r"detector\.json is damaged: .* `capsnet detection .*` makes it anew") as no:
         load_detector(guarded)
     assert "\n" not in str(no.value)
 

@@ -37,10 +37,18 @@ def kill():
     raise Killed
 
 
-@pytest.fixture(scope="module", params=["capsnet", "small-cnn", "averaged"])
+STATES = {
+    "capsnet": TINY,
+    "bf16": replace(TINY, precision="bf16-mixed"),
+    "small-cnn": replace(TINY, network="small-cnn"),  # draws its dropout
+    "averaged": replace(TINY, averaging=0.9),  # a second set of weights
+}
+
+
+@pytest.fixture(scope="module", params=STATES)
 def settings(request):
-    """Recipes whose state differs: the baseline draws its dropout, the average is a second set of weights."""
-    return replace(TINY, averaging=0.9) if request.param == "averaged" else replace(TINY, network=request.param)
+    """Recipes whose state differs."""
+    return STATES[request.param]
 
 
 @pytest.fixture(scope="module")
