@@ -29,7 +29,7 @@ from capsnet.evaluation import Evaluation
 from capsnet.files import whole
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
-from capsnet.recipes import RECIPES, name_of
+from capsnet.recipes import name_of, recorded_recipe
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
     exists, unless it is a run and `overwrite` says that it may go.
     """
     folder = Path(folder)
+    recipe.check_effects()
     with torch.device("meta"):
         build_network(recipe, data.image_shape, len(data.classes))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -181,7 +182,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     try:
         about = json.loads((folder / "recipe.json").read_text())
-        recipe = RECIPES[about["recipe"]](**about["fields"])
+        recipe = recorded_recipe(about["recipe"], about["fields"])
         classes, image_shape = tuple(about["classes"]), tuple(about["image_shape"])
         return Run(folder, recipe, about["data"], classes, image_shape)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -11,6 +11,7 @@ from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
 from capsnet.runs import load_checkpoint, load_run, start_run
 from tests.training import (
+    BASELINE,
     EPOCH,
     TINY,
     at_step,
@@ -36,7 +37,7 @@ def kill():
 @pytest.fixture(scope="module", params=["capsnet", "small-cnn", "averaged"])
 def settings(request):
     """Recipes whose state differs: the baseline draws its dropout, the average is a second set of weights."""
-    return replace(TINY, averaging=0.9) if request.param == "averaged" else replace(TINY, network=request.param)
+    return {"capsnet": TINY, "small-cnn": BASELINE, "averaged": replace(TINY, averaging=0.9)}[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +95,11 @@ def test_a_run_goes_on_for_more_epochs(tmp_path, settings, never_stopped):
 
 
 def test_a_run_goes_on_for_more_steps(tmp_path):
-    train(tmp_path / "run", replace(TINY, steps=3))
+    train(tmp_path / "run", replace(TINY, epochs=None, steps=3))
     longer = resume(tmp_path / "run", steps=EPOCH + 2)
-    assert torch.equal(last_weights(longer), last_weights(train(tmp_path / "long", replace(TINY, steps=EPOCH + 2))))
+    assert torch.equal(
+        last_weights(longer), last_weights(train(tmp_path / "long", replace(TINY, epochs=None, steps=EPOCH + 2)))
+    )
 
 
 def test_a_run_that_has_ended_has_nothing_left_to_train(tmp_path):
@@ -126,10 +129,10 @@ def test_other_data_is_refused_and_named(tmp_path):
         run.extended("mnist", TINY)
 
 
-@pytest.mark.parametrize("change", [{"conv_channels": 4}, {"network": "small-cnn"}, {"averaging": 0.9}])
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, change):
-    other = train(tmp_path / "other", replace(TINY, steps=1))
-    run = start_run(tmp_path / "run", replace(TINY, **change), few_digits())
+@pytest.mark.parametrize("recipe", [replace(TINY, conv_channels=4), BASELINE, replace(TINY, averaging=0.9)])
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, recipe):
+    other = train(tmp_path / "other", replace(TINY, epochs=None, steps=1))
+    run = start_run(tmp_path / "run", recipe, few_digits())
     other.checkpoint.rename(run.checkpoint)
     with pytest.raises(InputError, match=r"last\.ckpt is of another network: ") as refusal:
         resume(run.folder)
