@@ -189,7 +189,7 @@ def test_what_no_such_network_has_is_refused():
         import_pytorch(pytorch_weights() | {"fc9.weight": torch.ones(2)})
     with pytest.raises(InputError, match="is at least 0, not -1"):
         import_pytorch(pytorch_weights(), -1)
-    with pytest.raises(InputError, match="at least one iteration, not 0"):
+    with pytest.raises(InputError, match="greater than or equal to 1, not 0"):
         import_keras(keras_weights(), 0)
 
 
