@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -133,9 +134,13 @@ def main() -> None:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("capsnet").setLevel(logging.INFO)
         verb()
+        sys.stdout.flush()
     except InputError as error:
         print(f"capsnet: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # as of `capsnet ... | head`: what is still to be written has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell says that SIGPIPE ended it
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
