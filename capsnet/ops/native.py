@@ -12,6 +12,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from shutil import which
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from capsnet.ops.squash import sum_dtype
+from capsnet.ops.streaming import Gradients, empty_gradients
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
@@ -70,16 +72,15 @@ class Passes:
         return self._sum(agreed, self._in_lanes(grad))
 
     def gradients(
-        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool, needs: Sequence[bool]
+    ) -> Gradients:
         """See `streaming.Passes.gradients`."""
         times, (agreed, grad) = len(grad), (self._in_lanes(many) for many in (agreed, grad))
         even = None if even is None else self._in_lanes(even)
         given = self.x, self.weight, agreed, self.prior, grad, even
-        results = torch.empty_like(self.x), torch.empty_like(self.weight)
-        grad_prior = None if self.prior is None else torch.empty_like(self.prior)
-        self._call("gradients", times, int(through), *given, *results, grad_prior, self._scratch(times))
-        return self._in_rows(results[0]), results[1], grad_prior
+        results = empty_gradients((self.x, self.weight, self.prior), needs, self.x.dtype)
+        self._call("gradients", times, int(through), *given, *results, self._scratch(times))
+        return None if results[0] is None else self._in_rows(results[0]), *results[1:]
 
     def _sum(self, agreed: Tensor, grad: Tensor | None) -> Tensor:
         sums = self._empty_sums()
