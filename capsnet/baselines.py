@@ -5,8 +5,9 @@ from typing import Literal, get_args
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from capsnet.checks import check_choice, check_images, check_sizes
+from capsnet.checks import check_choice, check_sizes
 from capsnet.errors import InputError
+from capsnet.inputs import check_images
 from capsnet.layers import channels_last
 
 BaselineSize = Literal["paper", "small"]
@@ -48,6 +49,6 @@ class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] → logits [b, j]; InputError for images of another shape than the network's."""
-        check_images(images, self.image_shape)
+        """Images [b, c, h, w] → logits [b, j]; InputError for images of another shape, dtype or device."""
+        check_images(images, self.image_shape, next(self.parameters()))
         return self.head(self.features(images))  # [b, j]

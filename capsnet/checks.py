@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from capsnet.errors import InputError
 
 
@@ -23,9 +21,3 @@ def check_sizes(image_shape: Sequence[int], classes: int, **sizes: int) -> None:
             raise InputError(f"{name} must be at least 1, not {value}")
     if classes < 2:
         raise InputError(f"a network needs at least two classes, not {classes}")
-
-
-def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Raise InputError for images [b, c, h, w] of another shape than the network's."""
-    if images.shape[1:] != image_shape:
-        raise InputError(f"this network sees images [b, c, h, w] of {image_shape}, not {list(images.shape)}")

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from capsnet.checks import check_choice, check_images, check_sizes
+from capsnet.checks import check_choice, check_sizes
 from capsnet.errors import InputError
+from capsnet.inputs import check_images, check_labels, one_hot
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, channels_last
 from capsnet.ops.reference import Gradient, check_routing
 
@@ -101,7 +102,7 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
             _initialise_as_the_authors(self)
 
     def encode(self, images: Tensor) -> Tensor:
-        """See one capsule a class; InputError for images of another shape than the network's.
+        """See one capsule a class; InputError for images of another shape, dtype or device than the network's.
 
         images [b, c, h, w] in [0, 1] → capsules [b, j, e]
         """
@@ -113,17 +114,21 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
 
         images [b, c, h, w] in [0, 1] → children [b, i, d]
         """
-        check_images(images, self.image_shape)
+        check_images(images, self.image_shape, self.conv1.weight)
         x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
         return self.primary_caps(x)  # [b, 1152, 8]
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
-        """Draw what one capsule of each image stands for, all others set to zero; InputError without a decoder.
+        """Draw what one capsule of each image stands for, all others set to zero.
+
+        Raises InputError without a decoder, and for classes that are not whole numbers from 0 to j - 1, one an image.
 
         capsules [b, j, e], classes [b] → drawing [b, c, h, w] in [0, 1]
         """
         self.check_draws()
-        mask = F.one_hot(classes, capsules.shape[1]).to(capsules.dtype)  # [b, j]
+        b, j, _ = capsules.shape
+        check_labels(classes, b, j, "classes")
+        mask = one_hot(classes, capsules[..., 0])  # [b, j]
         return self.decoder(capsules * mask.unsqueeze(-1))  # type: ignore[misc]  # it is there, as checked
 
     def check_draws(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "capsnet"
 FLOORS = {
-    0: ("errors", "checks", "ops"),
+    0: ("errors", "checks", "inputs", "ops"),
     1: ("losses", "data", "files", "hardware", "interrupt", "schema"),
     2: ("layers",),
     3: ("models", "baselines"),
