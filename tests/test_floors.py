@@ -7,25 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "capsnet"
 FLOORS = {
-    0: ("errors", "checks", "ops", "paths", "schema"),
+    0: ("errors", "checks", "inputs", "ops", "paths", "schema"),
     1: ("losses", "data", "files", "hardware", "interrupt"),
     2: ("layers", "hub"),
     3: ("models", "baselines"),
     4: (
-        *(
-            "recipe",
-            "recipes",
-            "build",
-            "steps",
-            "training",
-            "logs",
-            "runs",
-            "checkpoints",
-            "evaluation",
-            "predict",
-            "export",
-        ),
-        *("figures", "robustness", "weights"),
+        *("recipe", "recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation", "predict"),
+        *("export", "figures", "robustness", "weights"),
     ),
     5: ("benchmarks", "experiments", "explorer"),
     6: ("cli", "verbs", "printing"),
