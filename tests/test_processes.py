@@ -56,6 +56,14 @@ def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, mo
     assert results["validation"][-1]["step"] == 300
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_training_that_goes_well_says_nothing_on_stderr(tmp_path, precision):
+    line = ["train", "digits", "--run", "run", "--steps", "2", *SMALL]
+    line[line.index("--precision") + 1] = precision
+    process = subprocess.run([*COMMAND, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 def test_a_training_outlives_its_terminal(tmp_path):
     """The terminal is closed without a signal, as where a process was disowned."""
     keyboard, terminal = pty.openpty()
