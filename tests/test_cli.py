@@ -154,6 +154,8 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
     ("line", "words"),
     [
         ("", "name a verb: one of train, evaluate, predict, figures, drawings, masks, tweaks, couplings, "),
+        (5000 * "9", "no verb '999999999999...9999999999999': choose one of train"),
+        (f"train digits --recipe {5000 * '9'}", "no recipe '999999999999...9999999999999': choose one of paper"),
         ("fly", "no verb 'fly': choose one of train, evaluate, predict, "),
         ("--wings", "no verb '--wings'"),
         ("evaluate ended --recipe paper", "--recipe"),
