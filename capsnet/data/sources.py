@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from capsnet.data.idx import read_idx
-from capsnet.data.inputs import usable_path
 from capsnet.data.sets import Data, ImageSet
 from capsnet.errors import InputError
+from capsnet.paths import usable_path
 
 FILES = (
     "train-images-idx3-ubyte.gz",

@@ -277,10 +277,10 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, kind, r
 
 
 NO_PATHS = {
-    "": "an empty name is no path: name a file or a folder",
-    "~nosuchuser/data": r"~nosuchuser/data cannot be used as a path \(Could not determine home directory\.\): name",
-    "a" * 5000: r"a{100}\.\.\.a{100} cannot be used as a path \(File name too long\): name another",
-    "a\0b": r"a\\x00b cannot be used as a path \(it has a NUL\): name another",
+    "": "'' cannot be used as a path: it is empty",
+    "~nosuchuser/data": r"'~nosuchuser/data' cannot be used as a path: Could not determine home directory",
+    "a" * 5000: r"'a{60}'\.\.\. cannot be used as a path: File name too long",
+    "a\0b": r"'a\\x00b' cannot be used as a path: embedded null byte",
 }
 
 
