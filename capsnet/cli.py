@@ -146,6 +146,7 @@ def main() -> None:
 
             logging.basicConfig(format="%(message)s")
             logging.getLogger("capsnet").setLevel(logging.INFO)
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU is no news
             verb()
             sys.stdout.flush()
     except InputError as error:
