@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
 
 from capsnet.errors import InputError
-from capsnet.files import atomic_write, remove
+from capsnet.files import atomic_write, make_folder, remove
 from capsnet.runs import Run
 from capsnet.schema import reason
 
@@ -52,7 +52,7 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
     torch.save(state, buffer)
     content = buffer.getbuffer()
     with atomic_write(path) as part:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         with part.open("wb") as file:
             file.write(hashlib.sha256(content).hexdigest().encode())
             file.write(content)
