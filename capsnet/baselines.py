@@ -1,30 +1,32 @@
 """Plain convolutional networks to compare capsules with."""
 
-from typing import Literal, get_args
+from typing import Literal
 
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from capsnet.checks import check_choice, check_images, check_sizes
+from capsnet.checks import Classes, ImageShape, check_arguments, check_images, check_parameters
 from capsnet.errors import InputError
+from capsnet.hub import HubNetwork
 from capsnet.layers import channels_last
 
 BaselineSize = Literal["paper", "small"]
 
 
-class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
+class ConvBaseline(HubNetwork):
     """A plain convolutional network to compare with: logits [b, j] of images [b, c, h, w].
 
     `size="paper"` is the paper's baseline (35,445,522 parameters on MNIST, Section 5); `size="small"` costs about as
     much arithmetic as a CapsNet and has fewer parameters.
+
+    Raises InputError for an argument of another type or out of bounds, an image that is too small, and too many
+    parameters.
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, size: BaselineSize = "paper"
+        self, image_shape: ImageShape = (1, 28, 28), classes: Classes = 10, size: BaselineSize = "paper"
     ) -> None:
+        check_arguments(ConvBaseline.__init__, locals())
         super().__init__()
-        check_choice("size", size, get_args(BaselineSize))
-        check_sizes(image_shape, classes)
         self.image_shape, self.classes = tuple(image_shape), classes
         channels, height, width = image_shape
         if size == "paper":
@@ -33,10 +35,11 @@ class ConvBaseline(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
             widths, hidden, pool = (32, 64, 128), (256, 128), 4
         if min(height, width) < pool:
             raise InputError(f"an image of {height}x{width} is too small: the baseline pools {pool}x{pool} places")
+        features = widths[-1] * (height // pool) * (width // pool)
+        check_parameters(convolutions=25 * channels * widths[0], head=features * hidden[0] + hidden[1] * classes)
         convolutions: list[nn.Module] = []
         for before, after in zip((channels, *widths), widths, strict=False):
             convolutions += [nn.Conv2d(before, after, 5, padding=2), nn.ReLU()]
-        features = widths[-1] * (height // pool) * (width // pool)
         self.features = channels_last(nn.Sequential(*convolutions, nn.MaxPool2d(pool), nn.Flatten()))
         self.head = nn.Sequential(
             nn.Linear(features, hidden[0]),

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from capsnet.baselines import ConvBaseline
 from capsnet.losses import margin_loss, reconstruction_loss
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
+from capsnet.recipe import CAPSULES, Recipe
 
 
 def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
@@ -19,12 +19,7 @@ def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: in
     torch.manual_seed(recipe.seed)
     if recipe.network != "capsnet":
         return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
-    names = (
-        *("iterations", "gradient", "conv_channels", "conv_kernel", "slope", "primary_types", "primary_dim"),
-        *("primary_kernel", "primary_stride", "primary_scale", "capsule_dim", "shared", "prior", "bias", "leaky"),
-        *("initialisation", "decoder"),
-    )
-    return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in names})
+    return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in CAPSULES})
 
 
 def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:

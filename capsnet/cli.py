@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsnet.errors import InputError
+from capsnet.paths import usable_path
 from capsnet.verbs import VERBS, find_verb
 
 if TYPE_CHECKING:
@@ -18,33 +19,52 @@ if TYPE_CHECKING:
 
 
 def settings_of(arguments: list[str]) -> "tuple[str, Recipe]":
-    """The recipe that a command line of `train` starts from, by name, before its flags change it."""
+    """The recipe that a command line of `train` starts from, by name, before its flags change it.
+
+    Of epochs and steps it keeps the one that the flags name: what the user says takes the place of what the recipe has.
+    """
+    from dataclasses import replace
+
+    from capsnet.recipes import find_recipe
+    from capsnet.verbs.train import run_folder
+
+    typed = typed_flags(arguments)
+    name = typed.get("recipe") or ("digits" if typed["data"] == "digits" else "fast")
+    if not typed.get("resume") or not typed["data"]:  # which the parser will miss
+        settings = find_recipe(name)()
+    elif "recipe" in typed:
+        raise InputError("--resume goes on by the run's own recipe: leave --recipe out, and name the run with --run")
+    else:
+        from capsnet.runs import load_run
+
+        run = load_run(usable_path(typed["run"]) if "run" in typed else run_folder(typed["data"], name))
+        name, settings = run.recipe_name, run.recipe
+    for given, other in (("epochs", "steps"), ("steps", "epochs")):
+        if given in typed and other not in typed:  # 1 stands for the number that is given
+            ends: dict[str, Any] = {given: 1, other: None}
+            settings = replace(settings, **ends)
+    return name, settings
+
+
+def typed_flags(arguments: list[str]) -> dict[str, Any]:
+    """The flags of `train` on a command line, as words under their names, and under "data" what stands for the data."""
     import argparse
     from dataclasses import asdict
 
     from capsnet.recipe import Recipe
-    from capsnet.recipes import find_recipe
-    from capsnet.verbs.train import run_folder
 
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--recipe")
-    peek.add_argument("--run", type=Path)
-    peek.add_argument("--resume", action="store_true")
-    for name, default in {"data_dir": None, **asdict(Recipe())}.items():  # lest their values be taken for the data
-        action = "store_true" if isinstance(default, bool) else "store"
-        peek.add_argument(f"--{name.replace('_', '-')}", action=action)
+    peek = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    fields = {"recipe": None, "run": None, "data_dir": None, "resume": False, "overwrite": False} | asdict(Recipe())
+    for name, default in fields.items():  # all of them, lest their values be taken for the data
+        action = argparse.BooleanOptionalAction if isinstance(default, bool) else "store"
+        peek.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name, action=action)
     try:
         known, rest = peek.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
-    data = next((word for word in rest if not word.startswith("-")), "")
-    name = known.recipe or ("digits" if data == "digits" else "fast")
-    if known.resume:
-        from capsnet.runs import load_run
-
-        run = load_run(known.run or run_folder(data, name))
-        return run.recipe_name, run.recipe
-    return name, find_recipe(name)()
+    return vars(known) | {"data": next((word for word in rest if not word.startswith("-")), "")}
 
 
 def parse(arguments: list[str]) -> Any:
@@ -61,6 +81,8 @@ def parse(arguments: list[str]) -> Any:
         sys.exit()
     name, rest = arguments[0], arguments[1:]
     verb, start = find_verb(name), {}
+    if empty := [word for word in rest if re.fullmatch("(--[^=]+=)?", word)]:
+        raise InputError(f"an argument is empty: give {empty[0] or 'it'} a value or leave it out")
     import tyro
 
     if name == "train":
@@ -69,20 +91,39 @@ def parse(arguments: list[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(verb, prog=f"capsnet {name}", args=rest, **start)
+            return with_usable_paths(tyro.cli(verb, prog=f"capsnet {name}", args=rest, **start))
     except SystemExit as stop:
         if stop.code != 2:
             raise
     raise InputError(one_line(said.getvalue()))
 
 
+def with_usable_paths(verb: Any) -> Any:
+    """A verb with the ~ of its paths expanded; InputError for what no file can be called, data included."""
+    from dataclasses import fields, replace
+
+    paths: dict[str, Any] = {}
+    for field in fields(verb):
+        value = getattr(verb, field.name)
+        if isinstance(value, Path):
+            paths[field.name] = usable_path(value)
+        elif isinstance(value, tuple):
+            paths[field.name] = tuple(usable_path(one) if isinstance(one, Path) else one for one in value)
+        elif isinstance(value, str) and field.name in ("data", "other"):  # a name of data, or a path
+            usable_path(value)
+    return replace(verb, **paths)
+
+
 def one_line(box: str) -> str:
     """What tyro prints in a box with a title, as one line without the title."""
     lines = [re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+", " ", line) for line in box.splitlines()[1:]]
     words = " ".join(" ".join(lines).split())
-    words = re.sub(r"^Error parsing __\S+: ", "", words)  # a dataclass's own words need no such preface
+    words = re.sub(r"^Error parsing (__\S+|settings): ", "", words)  # a dataclass's own words need no such preface
     words = re.sub(r" ?(\(required\) )?(Argument helptext: .*)?For full helptext, (run|see):? .*$", "", words)
-    return words.replace("invalid literal for int() with base 10:", "not a whole number:")
+    none_fits = r"no type matching (\S+) could be instantiated from \['(.*?)'\]\. Got errors.*"
+    words = re.sub(none_fits, r"\1, not '\2'", words)
+    words = words.replace("invalid literal for int() with base 10:", "not a whole number:")
+    return words if len(words) < 500 else f"{words[:300]} ... {words[-150:]}"
 
 
 SYSTEM_ERRORS = {  # what a system lacks or forbids, which a user can put right; other errors are faults of ours

@@ -4,5 +4,9 @@
 class InputError(ValueError):
     """What was given cannot be used; the message names it and says the way out.
 
-    The command line prints the message as one line and exits with status 2.
+    The command line prints the message as one line and exits with status 2. It is one line whatever names are in it:
+    line breaks and control characters are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))

@@ -1,18 +1,27 @@
 """CapsNet, the network of Figures 1 and 2 of Sabour, Frosst and Hinton (2017)."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from capsnet.checks import check_choice, check_images, check_sizes
+from capsnet.checks import (
+    Classes,
+    ImageShape,
+    Iterations,
+    Scale,
+    Size,
+    Slope,
+    check_arguments,
+    check_images,
+    check_parameters,
+)
 from capsnet.errors import InputError
+from capsnet.hub import HubNetwork
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, channels_last
-from capsnet.ops.reference import Gradient, check_routing
+from capsnet.ops.reference import Gradient
 
-ImageShape = tuple[int, int, int]
 Decoder = Literal["dense", "conv", "none"]
 Initialisation = Literal["torch", "official"]
 
@@ -25,7 +34,7 @@ class CapsNetOutput(NamedTuple):
     drawing: Tensor | None  # [b, c, h, w] in [0, 1], or None without a decoder
 
 
-class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["capsule-network"]):
+class CapsNet(HubNetwork, tags=["capsule-network"]):
     """The capsule network of the paper, for images of any shape and any number of classes.
 
     The defaults are the paper's for MNIST: 8,215,568 parameters. Sizes that follow from others are worked out. What
@@ -34,50 +43,47 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
     leaky, `shared` uses one set of matrices at every place of the grid, `primary_scale` multiplies the primary
     capsules before the squash, `initialisation="official"` starts from the authors' truncated normals.
 
-    Raises InputError for an image that is too small for the kernels and for options that no network can have.
+    Raises InputError for an argument of another type or out of bounds, an image that is too small for the kernels, and
+    more than 2**31 parameters.
     """
 
     def __init__(
         self,
         image_shape: ImageShape = (1, 28, 28),
-        classes: int = 10,
-        iterations: int = 3,
+        classes: Classes = 10,
+        iterations: Iterations = 3,
         *,
         gradient: Gradient = "all",
-        conv_channels: int = 256,
-        conv_kernel: int = 9,
-        primary_types: int = 32,
-        primary_dim: int = 8,
-        primary_kernel: int = 9,
-        primary_stride: int = 2,
-        primary_scale: float = 1.0,
-        capsule_dim: int = 16,
+        conv_channels: Size = 256,
+        conv_kernel: Size = 9,
+        primary_types: Size = 32,
+        primary_dim: Size = 8,
+        primary_kernel: Size = 9,
+        primary_stride: Size = 2,
+        primary_scale: Scale = 1.0,
+        capsule_dim: Size = 16,
         prior: bool = False,
         bias: bool = False,
         leaky: bool = False,
-        slope: float = 0.0,
+        slope: Slope = 0.0,
         shared: bool = False,
         initialisation: Initialisation = "torch",
         decoder: Decoder = "dense",
     ) -> None:
+        check_arguments(CapsNet.__init__, locals())
         super().__init__()
-        check_routing(iterations, gradient)
-        check_choice("decoder", decoder, get_args(Decoder))
-        check_choice("initialisation", initialisation, get_args(Initialisation))
-        check_sizes(
-            image_shape,
-            classes,
-            conv_channels=conv_channels,
-            conv_kernel=conv_kernel,
-            primary_types=primary_types,
-            primary_dim=primary_dim,
-            primary_kernel=primary_kernel,
-            primary_stride=primary_stride,
-            capsule_dim=capsule_dim,
-        )
-        channels, down, across = image_shape  # a list when it was read from config.json
+        channels, down, across = image_shape  # of a list too
         image_shape = (channels, down, across)
         height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:])
+        places, capsules = height * width, primary_types * height * width
+        drawn = {"dense": 1024 * channels, "conv": 8 * classes * capsule_dim, "none": 0}  # weights a pixel, about
+        check_parameters(
+            conv1=channels * conv_channels * conv_kernel**2,
+            primary_caps=conv_channels * primary_types * primary_dim * primary_kernel**2,
+            digit_caps=(primary_types if shared else capsules) * classes * primary_dim * capsule_dim,
+            prior=capsules * classes if prior else 0,
+            decoder=drawn[decoder] * down * across,
+        )
         self.image_shape, self.classes, self.slope = image_shape, classes, slope
         self.grid = (height, width)  # of the primary capsules of one type
         self.conv1 = channels_last(nn.Conv2d(image_shape[0], conv_channels, conv_kernel))
@@ -85,13 +91,13 @@ class CapsNet(nn.Module, PyTorchModelHubMixin, library_name="capsnet", tags=["ca
             conv_channels, primary_types, primary_dim, primary_kernel, primary_stride, primary_scale
         )
         self.digit_caps = RoutedCaps(
-            primary_types * height * width,
+            capsules,
             classes,
             primary_dim,
             capsule_dim,
             iterations,
             gradient=gradient,
-            places=height * width if shared else 1,
+            places=places if shared else 1,
             prior=prior,
             bias=bias,
             leaky=leaky,

@@ -1,4 +1,6 @@
-"""What the command line shows: tables on the terminal."""
+"""What the command line shows: tables on the terminal, and in pipes and files."""
+
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -7,15 +9,29 @@ from capsnet.evaluation import Evaluation
 from capsnet.predict import Prediction
 
 
+def print_table(table: Table) -> None:
+    """Print a table that cuts no cell: a terminal's are broken to lines, other rows are as long as they need."""
+    for column in table.columns:
+        column.overflow = "fold"
+    width = None if sys.stdout.isatty() else 2**20
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+
+
+def printable(name: str) -> str:
+    """A name of a file or a class on one line, with what cannot be printed as Python would write it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def print_evaluation(result: Evaluation, classes: tuple[str, ...]) -> None:
     """Print a table of classes and a line for all of them."""
     table = Table("class", "n", "right", "accuracy", "taken for")
     for k, (name, row) in enumerate(zip(classes, result.confusion, strict=True)):
         wrong = sorted(((count, c) for c, count in enumerate(row) if count and c != k), reverse=True)
-        mistaken = ", ".join(f"{classes[c]} ({count})" for count, c in wrong[:3])
+        mistaken = ", ".join(f"{printable(classes[c])} ({count})" for count, c in wrong[:3])
         share = result.per_class[k]
-        table.add_row(name, f"{sum(row):,}", f"{row[k]:,}", "-" if share is None else f"{share:.2%}", mistaken)
-    Console().print(table)
+        accuracy = "-" if share is None else f"{share:.2%}"
+        table.add_row(printable(name), f"{sum(row):,}", f"{row[k]:,}", accuracy, mistaken)
+    print_table(table)
     drawing = ""
     if result.reconstruction is not None:
         drawing = f"; drawing of the {result.masked_by}'s capsule off by {result.reconstruction:.2f} (squared, summed)"
@@ -30,11 +46,11 @@ def print_predictions(predictions: list[Prediction], inverted: bool) -> None:
     table = Table("image", "class", "length", "others", "drawing error", "suspicious")
     for p in predictions:
         others = sorted(((length, name) for name, length in p.lengths.items() if name != p.answer), reverse=True)
-        rest = ", ".join(f"{name} {length:.2f}" for length, name in others[:3])
+        rest = ", ".join(f"{printable(name)} {length:.2f}" for length, name in others[:3])
         error = "-" if p.drawing_error is None else f"{p.drawing_error:.2f}"
         flag = {None: "-", False: "no", True: "drawn badly"}[p.suspicious]
-        table.add_row(p.image, p.answer, f"{p.lengths[p.answer]:.2f}", rest, error, flag)
-    Console().print(table)
+        table.add_row(printable(p.image), printable(p.answer), f"{p.lengths[p.answer]:.2f}", rest, error, flag)
+    print_table(table)
     first = predictions[0]
     if first.suspicious is not None:
         print(

@@ -1,39 +1,61 @@
 """Every choice that a training run makes: one frozen dataclass."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field, with_config
+
+from capsnet.checks import Iterations, Scale, Size, Slope, check_arguments
 from capsnet.errors import InputError
+from capsnet.schema import STRICT
+
+Times = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Pixels = Annotated[int, Field(ge=0, le=1024)]
+Images = Annotated[int, Field(ge=0, le=10**9)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=10**6)]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice that a training run makes; each field is a flag of `capsnet train`."""
+    """Every choice that a training run makes; each field is a flag of `capsnet train`.
+
+    A training ends after `epochs` or after `steps`, of which exactly one is set. A recipe that is given neither has
+    its class's own `length`; whoever gives one replaces that.
+
+    Raises InputError, naming the flag and the value, for a value of another type or out of bounds and for both epochs
+    and steps.
+    """
+
+    length: ClassVar[dict[str, int]] = {"epochs": 50}
 
     # the network
     network: Literal["capsnet", "cnn", "small-cnn"] = "capsnet"
     """A capsule network, the paper's convolutional baseline, or a baseline of about a CapsNet's cost."""
-    iterations: int = 3
+    iterations: Iterations = 3
     """Routing iterations: how many weighted sums."""
     gradient: Literal["all", "last"] = "all"
     """Whether gradients pass through every routing iteration or the last one only."""
-    conv_channels: int = 256
+    conv_channels: Size = 256
     """Channels of conv1."""
-    conv_kernel: int = 9
+    conv_kernel: Size = 9
     """Side of conv1's kernel, in pixels."""
-    slope: float = 0.0
+    slope: Slope = 0.0
     """Slope of conv1's leaky ReLU below zero; 0 is the paper's ReLU."""
-    primary_types: int = 32
+    primary_types: Size = 32
     """Types of primary capsules."""
-    primary_dim: int = 8
+    primary_dim: Size = 8
     """Dimensions of a primary capsule."""
-    primary_kernel: int = 9
+    primary_kernel: Size = 9
     """Side of the primary capsules' kernel, in places."""
-    primary_stride: int = 2
+    primary_stride: Size = 2
     """Stride of the primary capsules' kernel, in places."""
-    primary_scale: float = 1.0
+    primary_scale: Scale = 1.0
     """Factor on the primary capsules before they are squashed."""
-    capsule_dim: int = 16
+    capsule_dim: Size = 16
     """Dimensions of a class capsule."""
     shared: bool = False
     """Share each capsule type's matrices over the places of the grid."""
@@ -49,39 +71,39 @@ class Recipe:
     """The paper's decoder, one of transposed convolutions, or none and no reconstruction loss."""
 
     # the losses
-    reconstruction: float = 0.0005
+    reconstruction: Weight = 0.0005
     """Weight of the reconstruction loss, beside a margin loss of weight 1."""
 
     # the data
-    validation: int | None = None
+    validation: Images | None = None
     """Training images kept for validation: 5,000 of MNIST's and Fashion-MNIST's by default, a tenth of others."""
-    image_size: int | None = None
+    image_size: Size | None = None
     """Side in pixels that images from a folder are resized to."""
-    shift: int = 2
+    shift: Pixels = 2
     """Largest shift of a training image each way, in pixels."""
 
     # the optimisation
-    epochs: int = 50
-    """Times through the training images."""
-    steps: int | None = None
-    """Batches to train on at most, where the epochs are not over before."""
-    batch: int = 128
+    epochs: Times | None = None
+    """Times through the training images; none where the training ends after steps."""
+    steps: Times | None = None
+    """Batches to train on; none where the training ends after epochs."""
+    batch: Size = 128
     """Images in a step."""
-    rate: float = 1e-3
+    rate: Rate = 1e-3
     """Adam's learning rate: the first one, or the peak of one-cycle."""
     schedule: Literal["exponential", "one-cycle"] = "exponential"
     """A rate that decays by a constant factor, or one that rises to its peak and falls to zero along cosines."""
-    warmup: float = 0.2
+    warmup: Share = 0.2
     """Share of the steps in which one-cycle rises."""
-    decay: float = 0.96
+    decay: Rate = 0.96
     """Factor on the exponential rate."""
-    decay_steps: int | None = 2000
+    decay_steps: Times | None = 2000
     """Steps from one such factor to the next; an epoch's if none are given."""
-    rate_floor: float = 1e-6
+    rate_floor: Annotated[float, Field(ge=0, le=1)] = 1e-6
     """Lowest learning rate of the exponential schedule."""
-    averaging: float = 0.0
+    averaging: Share = 0.0
     """Decay per step of the average of the weights that is evaluated and kept; 0 keeps the last weights."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split, the initial weights, the order of the images and their shifts."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Arithmetic; auto is bf16 where the hardware has it, else float32."""
@@ -89,28 +111,40 @@ class Recipe:
     """Use torch.compile; by default where it pays."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value, known = getattr(self, name), get_args(kind)
-            if get_origin(kind) is Literal and value not in known:
-                raise InputError(f"--{name.replace('_', '-')} is one of {', '.join(known)}, not {value!r}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:  # as NaN is not
-                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-        for name in ("rate", "decay"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name} must be above 0, not {getattr(self, name)}")
-        for name in ("warmup", "averaging"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 0 and below 1, not {getattr(self, name)}")
-        if self.seed >= 2**32:
-            raise InputError(f"--seed must be at least 0 and below 2**32, not {self.seed}")
+        if self.epochs is None and self.steps is None:
+            for name, value in self.length.items():
+                object.__setattr__(self, name, value)  # as the dataclass is frozen
+        check_arguments(Recipe, vars(self), flag)  # not type(self), whose hints may have no bounds
+        if self.epochs is not None and self.steps is not None:
+            raise InputError(f"--epochs {self.epochs} and --steps {self.steps}: set one of them, and the other to None")
+
+    def total_steps(self, epoch_steps: int) -> int:
+        """How many steps a training takes whose epochs have so many steps each."""
+        return self.steps or (self.epochs or 0) * epoch_steps  # one of them is set
+
+    def check_effects(self) -> None:
+        """Raise InputError for a field that was changed from its class's own value and has no effect."""
+        for names, other, idle in WITHOUT_EFFECT:
+            value = getattr(self, other)
+            changed = [f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default]
+            if value in idle and changed:
+                raise InputError(f"{', '.join(map(flag, changed))} without effect under {flag(other)} {value}")
 
 
-_LEAST = dict.fromkeys(
-    (
-        *("iterations", "conv_channels", "conv_kernel", "primary_types", "primary_dim", "primary_kernel"),
-        *("primary_stride", "capsule_dim", "image_size", "epochs", "steps", "batch", "decay_steps"),
-    ),
-    1,
-) | dict.fromkeys(("validation", "shift", "reconstruction", "rate_floor", "seed"), 0)
+def flag(name: str) -> str:
+    """A field's name as the command line has it."""
+    return f"--{name.replace('_', '-')}"
+
+
+CAPSULES = (
+    *("iterations", "gradient", "conv_channels", "conv_kernel", "slope", "primary_types", "primary_dim"),
+    *("primary_kernel", "primary_stride", "primary_scale", "capsule_dim", "shared", "prior", "bias", "leaky"),
+    *("initialisation", "decoder"),
+)  # what a CapsNet takes
+WITHOUT_EFFECT: tuple[tuple[tuple[str, ...], str, tuple[object, ...]], ...] = (
+    ((*CAPSULES, "reconstruction"), "network", ("cnn", "small-cnn")),
+    (("reconstruction",), "decoder", ("none",)),
+    (("decay", "decay_steps", "rate_floor"), "schedule", ("one-cycle",)),
+    (("decay_steps",), "decay", (1.0,)),
+    (("warmup",), "schedule", ("exponential",)),
+)  # fields that change nothing where another field has one of these values

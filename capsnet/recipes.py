@@ -1,7 +1,9 @@
 """The ways to train that have a name: a sub-class of Recipe for each, with what it takes and what it gave."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 from capsnet.errors import InputError
 from capsnet.recipe import Recipe
@@ -28,8 +30,7 @@ class Official(Recipe):
     bias: bool = True
     initialisation: Literal["torch", "official"] = "official"
     reconstruction: float = 0.01
-    epochs: int = 1000
-    steps: int | None = 300_000
+    length: ClassVar[dict[str, int]] = {"steps": 300_000}
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ class Fast(Recipe):
 
     gradient: Literal["all", "last"] = "last"
     shift: int = 1
-    epochs: int = 5
-    steps: int | None = 2000
+    length: ClassVar[dict[str, int]] = {"steps": 2000}
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
     rate: float = 2e-3
 
@@ -65,7 +65,7 @@ class Digits(Recipe):
     primary_stride: int = 1
     reconstruction: float = 0.005
     shift: int = 0
-    epochs: int = 40
+    length: ClassVar[dict[str, int]] = {"epochs": 40}
     batch: int = 32
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
     rate: float = 4e-3
@@ -81,7 +81,7 @@ class ChainerCode(Recipe):
 
     shared: bool = True
     decoder: Literal["dense", "conv", "none"] = "none"
-    epochs: int = 500
+    length: ClassVar[dict[str, int]] = {"epochs": 500}
     batch: int = 256
     decay: float = 0.95
     decay_steps: int | None = None
@@ -96,7 +96,7 @@ class TensorFlowCode(Recipe):
     Not yet run to the end.
     """
 
-    steps: int | None = 10_000
+    length: ClassVar[dict[str, int]] = {"steps": 10_000}
     batch: int = 100
     decay: float = 0.7
     decay_steps: int | None = 1000
@@ -112,7 +112,7 @@ class PyTorchCode(Recipe):
     """
 
     prior: bool = True
-    epochs: int = 250
+    length: ClassVar[dict[str, int]] = {"epochs": 250}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class NotebookCode(Recipe):
     Not yet run to the end.
     """
 
-    epochs: int = 3
+    length: ClassVar[dict[str, int]] = {"epochs": 3}
     batch: int = 20
     decay: float = 1.0
     shift: int = 0
@@ -142,8 +142,31 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def name_of(recipe: Recipe) -> str:
-    """The name of a recipe's kind; a plain Recipe has the paper's settings and name."""
-    return next((name for name, kind in RECIPES.items() if type(recipe) is kind), "paper")
+    """The name of a recipe's kind: one of RECIPES, "paper" for a plain Recipe, else module and name of its class."""
+    kind = type(recipe)
+    known = {Recipe: "paper"} | {of_name: name for name, of_name in RECIPES.items()}
+    return known.get(kind) or f"{kind.__module__}.{kind.__qualname__}"
+
+
+def recorded_recipe(name: str, values: Mapping[str, Any]) -> Recipe:
+    """The recipe that a run recorded: what `name_of` says of it, and its fields.
+
+    A class that is none of RECIPES is not imported: what comes back has its name and the fields of a plain Recipe.
+    Raises InputError for an unknown name, an unknown field and a value that a recipe cannot have.
+    """
+    own, values = "." in name, dict(values)
+    kind = _class_called(name) if own else find_recipe(name)
+    known = {field.name for field in fields(kind)}
+    if not own and (unknown := values.keys() - known):
+        raise InputError(f"recipe {name} has no field {min(unknown)!r}")
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+@cache
+def _class_called(name: str) -> type[Recipe]:
+    """A class with the fields of Recipe and a name with its module."""
+    module, _, qualified = name.partition(".")
+    return type(qualified, (Recipe,), {"__module__": module, "__qualname__": qualified})
 
 
 def find_recipe(name: str) -> type[Recipe]:

@@ -33,7 +33,7 @@ from capsnet.evaluation import Evaluation
 from capsnet.files import atomic_files, atomic_write, locked, make_folder, remove
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
-from capsnet.recipes import RECIPES, name_of
+from capsnet.recipes import name_of, recorded_recipe
 from capsnet.schema import STRICT, parse_json, read_json
 
 log = logging.getLogger(__name__)
@@ -293,6 +293,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
     and where the folder cannot be made or exists, unless it is a run and `overwrite` says that it may go.
     """
     folder = Path(folder)
+    recipe.check_effects()
     with torch.device("meta"):
         build_network(recipe, data.image_shape, len(data.classes))
     _check_free(folder, overwrite)
@@ -321,9 +322,10 @@ def load_run(folder: str | Path) -> Run:
     if not path.exists():
         raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)")
     about = read_json(path, RunFile)
-    if about.recipe not in RECIPES:
-        raise InputError(f"{path} is damaged: no recipe {about.recipe!r}")
-    recipe = parse_json(json.dumps(about.fields).encode(), RECIPES[about.recipe], f"{path}: fields")
+    try:
+        recipe = recorded_recipe(about.recipe, about.fields)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
     return Run(folder, recipe, about.data, about.classes, about.image_shape, about.fingerprint)
 
 

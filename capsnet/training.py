@@ -81,8 +81,7 @@ class _Training:
         self.compiling = compiled and len(data.train) >= recipe.batch  # until the first step has done it
         self.learn = Step(self.network, recipe, fabric, compiled=compiled)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
-        whole = recipe.epochs * self.epoch_steps
-        self.steps = whole if recipe.steps is None else min(whole, recipe.steps)
+        self.steps = recipe.total_steps(self.epoch_steps)
         self.step, self.rate, self.least_errors, self.begun = 0, recipe.rate, math.inf, time.monotonic()
         self.measured: list[Tensor] = []  # since the last line of the log, a step's after the other
         self.measured_since = self.saved_at = self.begun

@@ -5,16 +5,20 @@ routing (i j d e) these are `h w`, a place on the grid of primary capsules, `typ
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from capsnet.data.inputs import check_regular, check_unpacked, reading
+from capsnet.data.npz import read_headers, read_npz
 from capsnet.errors import InputError
 from capsnet.files import atomic_write, make_folder
 from capsnet.models import CapsNet
@@ -134,9 +138,12 @@ def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
 
 def _read_state_dict(source: Path) -> Mapping[str, Any]:
     way_out = "write it with torch.save(model.state_dict(), file)"
+    check_regular(source)
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state = _load_state(source)
+    except InputError:
+        raise
+    except Exception as error:  # whose words, PyTorch's, advise to load the pickle all the same
         raise InputError(f"{source} cannot be read as a state dict ({type(error).__name__}): {way_out}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -146,13 +153,21 @@ def _read_state_dict(source: Path) -> Mapping[str, Any]:
     return state
 
 
+def _load_state(source: Path) -> Any:
+    with warnings.catch_warnings(), source.open("rb") as file:
+        warnings.simplefilter("ignore")  # of a TorchScript archive, for one, which is refused next
+        if is_zipfile(file):
+            with ZipFile(file) as archive:
+                check_unpacked(source, sum(info.file_size for info in archive.infolist()))
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def _read_arrays(source: Path) -> list[np.ndarray]:
-    try:
-        with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return [archive[f"arr_{k}"].astype(np.float32) for k in range(len(archive.files))]
-    except Exception as error:
-        way_out = "write it with np.savez(file, *model.get_weights())"
-        raise InputError(f"{source} cannot be read as numbered arrays ({type(error).__name__}): {way_out}") from error
+    way_out = "write it with np.savez(file, *model.get_weights())"
+    arrays = read_npz(source, read_headers(source, way_out=way_out), way_out)
+    with reading(source, "numbered arrays", way_out):
+        return [arrays[f"arr_{k}"].astype(np.float32) for k in range(len(arrays))]
 
 
 def _checked(weights: Mapping[str, Any], layout: Sequence[Move]) -> dict[str, Tensor]:
@@ -163,10 +178,20 @@ def _checked(weights: Mapping[str, Any], layout: Sequence[Move]) -> dict[str, Te
             raise InputError(f"{name} is missing: give all {len(wanted)} weights of the network")
         if name not in wanted:
             raise InputError(f"{name} is no weight of this network: leave it out")
-        shape = list(getattr(weights[name], "shape", ()))
+        if not _is_dense(weights[name]):
+            raise InputError(f"{name} is no dense tensor of real numbers: give the weights as they are trained")
+        shape = list(weights[name].shape)
         if len(shape) != len(re.sub(r"\(.*?\)", "together", wanted[name]).split()) or 0 in shape:
             raise InputError(f"{name} is {shape}, but should be [{wanted[name]}]")
     return {name: weights[name].detach().cpu().float() for name in wanted}
+
+
+def _is_dense(weight: Any) -> bool:
+    """Whether a weight is a tensor that holds all its numbers: not sparse, quantized, complex or expanded."""
+    if not isinstance(weight, Tensor) or weight.is_nested or weight.layout != torch.strided or weight.is_quantized:
+        return False
+    held = weight.device.type != "meta" and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
+    return held and not weight.is_complex()
 
 
 def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequence[int], **options: Any) -> CapsNet:
@@ -180,8 +205,11 @@ def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequ
     if layout[-1].ours.startswith("decoder."):
         side, options["decoder"] = isqrt(len(tensors[layout[-1].theirs]) // channels), "dense"
     shape = (channels, max(side, least), max(side, least))
+    with torch.device("meta"):  # the shapes alone, which may be anything as long as they are not compared
+        skeleton = CapsNet(shape, classes, primary_stride=STRIDE, **options)
+    state = _moved(skeleton, tensors, layout)
     network = CapsNet(shape, classes, primary_stride=STRIDE, **options)
-    network.load_state_dict(_moved(network, tensors, layout))
+    network.load_state_dict(state)
     return network.eval()
 
 

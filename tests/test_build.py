@@ -34,9 +34,9 @@ def test_the_exponential_rate_never_falls_below_its_floor():
 
 
 def test_the_one_cycle_rate_rises_to_its_peak_and_falls_along_cosines():
-    rate = rates(Recipe(rate=8.0, schedule="one-cycle", warmup=0.2), 10)
-    assert rate[:3] == pytest.approx([2, 6, 8])  # a third and two thirds of half a turn, then the peak
-    assert rate[6] == pytest.approx(4)  # half of the way down
+    rate = rates(Recipe(rate=0.8, schedule="one-cycle", warmup=0.2), 10)
+    assert rate[:3] == pytest.approx([0.2, 0.6, 0.8])  # a third and two thirds of half a turn, then the peak
+    assert rate[6] == pytest.approx(0.4)  # half of the way down
     assert rate == [*sorted(rate[:3]), *sorted(rate[3:], reverse=True)]
 
 

@@ -1,6 +1,8 @@
 """The command line, from training to figures; what a user can put right is one line and exit status 2."""
 
 import json
+import os
+import pty
 import re
 import shlex
 import signal
@@ -197,7 +199,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("train digits --resume --run nowhere", "nowhere is no run folder"),
         ("train digits --resume", "runs/digits-digits is no run folder"),
         ("train --epochs 3 digits --resume", "runs/digits-digits is no run folder"),
-        ("train digits --resume --run ended --rate 0.5", "ended was trained on digits otherwise (rate)"),
+        ("train digits --resume --run ended --rate 0.5", "ended was trained otherwise (rate)"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "nowhere is no run folder"),
         ("evaluate begun", "begun has no trained network yet"),
@@ -262,19 +264,76 @@ def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     assert (asked.recipe, asked.settings) == (recipe, replace(RECIPES[recipe](), epochs=epochs))
 
 
-def test_a_process_stopped_by_ctrl_c_says_how_to_go_on_and_that_line_ends_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
-    line = shlex.split("train digits --run 'my run' --data-dir 'my data' --steps 300 --decoder none") + SMALL
+    line = shlex.split("train digits --run 'my run' --steps 300 --decoder none") + SMALL
     with subprocess.Popen([*COMMAND, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log, patience = Path("my run", "log.jsonl"), time.monotonic() + 60
         while not (log.is_file() and log.stat().st_size) and time.monotonic() < patience:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate()
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     way_on = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
     step = json.loads(log.read_text().splitlines()[-1])["step"]
     assert step < 300
     assert capsnet(*shlex.split(way_on)).status == 0
     results = json.loads(Path("my run", "results.json").read_text())
     assert results["validation"][-1]["step"] == 300
+
+
+def test_a_training_outlives_its_terminal(tmp_path):
+    """The terminal is closed without a signal, as where a process was disowned."""
+    keyboard, terminal = pty.openpty()
+    line = shlex.split(f"train digits --run {tmp_path / 'run'} --epochs 1 --decoder none") + SMALL
+    with subprocess.Popen([*COMMAND, *line], stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
+        os.close(terminal)
+        while not (tmp_path / "run" / "log.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.close(keyboard)
+        _, err = process.communicate()
+    assert load_run(tmp_path / "run").load_network()
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def read_only(here):
+    """Runs a command line while the folder that runs lie in is mounted read-only."""
+
+    def run(line):
+        program = f"mount --bind . . && mount -o remount,bind,ro . && cd . && exec {shlex.join(COMMAND)} {line}"
+        how = ["unshare", "--mount", "--map-root-user", "sh", "-c", f"cd {shlex.quote(str(here))} && {program}"]
+        return subprocess.run(how, capture_output=True, text=True, check=False)
+
+    if (
+        "cannot"
+        not in subprocess.run(
+            ["unshare", "--mount", "--map-root-user", "sh", "-c", "mount -t tmpfs none /mnt || echo cannot"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    ):
+        return run
+    pytest.skip("a file system can be mounted neither by this user nor in a namespace of its own")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train digits --run new",
+        "train digits --run ended --resume",
+        "train digits --run ended --overwrite",
+        "figures ended --only confusion",
+        "couplings ended",
+        "detection ended --count 2",
+        "import-weights x.pt new",
+    ],
+)
+def test_on_a_read_only_file_system_there_is_one_line(read_only, here, line):
+    before = files(here)
+    process = read_only(line)
+    assert process.returncode == 2, process
+    assert re.fullmatch("(.*\n)?capsnet: [^\n]+\n", process.stderr), process.stderr
+    assert files(here) == before

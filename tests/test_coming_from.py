@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from capsnet.cli import parse
+from capsnet.data import load_data
 from capsnet.recipes import TensorFlowCode
 from capsnet.runs import Run
 from tests.faults import FAULTS
@@ -24,7 +25,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs") / "mnist-tensorflow"
     folder.mkdir(parents=True)
-    run = Run(folder, TensorFlowCode(), "mnist", tuple("0123456789"), (1, 28, 28))
+    digits = load_data("digits").fingerprint()
+    run = Run(folder, TensorFlowCode(), "mnist", tuple("0123456789"), (1, 28, 28), digits)
     run.write_json("recipe.json", run.about())
 
 

@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "capsnet"
 FLOORS = {
-    0: ("errors", "checks", "ops"),
-    1: ("losses", "data", "files", "hardware", "interrupt", "schema"),
-    2: ("layers",),
+    0: ("errors", "checks", "ops", "paths", "schema"),
+    1: ("losses", "data", "files", "hardware", "interrupt"),
+    2: ("layers", "hub"),
     3: ("models", "baselines"),
     4: (
         *(

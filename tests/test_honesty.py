@@ -47,7 +47,8 @@ def test_the_labels_capsule_is_drawn_where_that_is_asked_for(network, images):
     assert evaluate(network, images, masked_by="label").masked_by == "label"
 
 
-def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch, precision):
     judged = []
 
     def watched(network, part, **options):
@@ -57,7 +58,10 @@ def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("capsnet.training"), "evaluate", watched)
     validation = ImageSet(255 - images.images, images.labels)
     test = ImageSet(images.images.flip(-1), images.labels)
-    data, recipe = Data("digits", ("a", "b", "c"), images, validation, test), Digits(conv_channels=4, epochs=2)
+    data, recipe = (
+        Data("digits", ("a", "b", "c"), images, validation, test),
+        Digits(conv_channels=4, epochs=2, precision=precision),
+    )
     train(start_run(tmp_path / "run", recipe, data), data)
     assert len(judged) == 2
     assert all(torch.equal(part.images, validation.images) for part in judged)

@@ -82,13 +82,13 @@ def test_an_image_too_small_for_a_baselines_pooling_is_refused():
 
 
 def test_a_single_class_is_refused():
-    with pytest.raises(InputError, match="a network needs at least two classes, not 1"):
+    with pytest.raises(InputError, match="classes must be greater than or equal to 2, not 1"):
         small(classes=1)
 
 
 @pytest.mark.parametrize("options", [{"iterations": 0}, {"gradient": "first"}], ids=str)
 def test_a_routing_that_cannot_be_is_refused_when_the_network_is_made(options):
-    with pytest.raises(InputError, match=r"routing takes at least one iteration|gradient is"):
+    with pytest.raises(InputError, match=r"iterations must be greater than|gradient must be"):
         small(**options)
 
 

@@ -14,7 +14,7 @@ from capsnet.predict import predict
 from capsnet.printing import print_predictions
 from capsnet.robustness.detector import Detector, fit_detector, load_detector, save_detector
 from capsnet.runs import load_run
-from tests.training import TINY, few_digits, train
+from tests.training import BASELINE, TINY, few_digits, train
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_picture_of_another_size_and_in_colour_is_read_too(trained, pictures, 
 
 
 def test_a_baseline_gives_probabilities_and_no_drawing_error(tmp_path, pictures):
-    run = train(tmp_path / "run", replace(TINY, network="small-cnn", steps=1))
+    run = train(tmp_path / "run", replace(BASELINE, epochs=None, steps=1))
     [prediction] = predict(run, pictures[:1])
     assert sum(prediction.lengths.values()) == pytest.approx(1)
     assert (prediction.drawing_error, prediction.threshold, prediction.suspicious) == (None, None, None)
@@ -120,7 +120,7 @@ def test_a_detector_is_read_as_it_was_written(guarded):
 
 
 def test_a_detector_of_other_weights_is_not_used(guarded, tmp_path, pictures):
-    other = train(tmp_path / "other", replace(TINY, steps=1))
+    other = train(tmp_path / "other", replace(TINY, epochs=None, steps=1))
     shutil.copy(other.best / "model.safetensors", guarded.best / "model.safetensors")
     assert load_detector(guarded) is None
     assert predict(guarded, pictures[:1])[0].suspicious is None
@@ -129,9 +129,7 @@ def test_a_detector_of_other_weights_is_not_used(guarded, tmp_path, pictures):
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"threshold": 3}', '{"threshold": null, "weights": ""}'])
 def test_a_damaged_detector_is_refused_in_one_line(guarded, content):
     (guarded.folder / "detector.json").write_text(content)
-    with pytest.raises(
-        InputError, match=r"detector\.json cannot be read: .* `capsnet detection .*` makes it anew"
-    ) as no:
+    with pytest.raises(InputError, match=r"detector\.json is damaged: .* `capsnet detection .*` makes it anew") as no:
         load_detector(guarded)
     assert "\n" not in str(no.value)
 
@@ -150,6 +148,6 @@ def test_the_table_flags_what_is_suspicious_and_tells_the_threshold(guarded, pic
 def test_the_table_says_how_to_get_a_detector_where_there_is_none(trained, pictures, tmp_path, capsys):
     print_predictions(predict(trained, pictures[:1]), inverted=False)
     assert "`capsnet detection RUN` makes one\n" in capsys.readouterr().out
-    baseline = train(tmp_path / "run", replace(TINY, network="small-cnn", steps=1))
+    baseline = train(tmp_path / "run", replace(BASELINE, epochs=None, steps=1))
     print_predictions(predict(baseline, pictures[:1]), inverted=False)
     assert "detect" not in capsys.readouterr().out

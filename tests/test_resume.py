@@ -15,6 +15,7 @@ from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
 from capsnet.runs import load_run, start_run
 from tests.training import (
+    BASELINE,
     EPOCH,
     TINY,
     at_step,
@@ -37,10 +38,18 @@ def kill():
     raise Killed
 
 
-@pytest.fixture(scope="module", params=["capsnet", "small-cnn", "averaged"])
+STATES = {
+    "capsnet": TINY,
+    "bf16": replace(TINY, precision="bf16-mixed"),
+    "small-cnn": BASELINE,  # draws its dropout
+    "averaged": replace(TINY, averaging=0.9),  # a second set of weights
+}
+
+
+@pytest.fixture(scope="module", params=STATES)
 def settings(request):
-    """Recipes whose state differs: the baseline draws its dropout, the average is a second set of weights."""
-    return replace(TINY, averaging=0.9) if request.param == "averaged" else replace(TINY, network=request.param)
+    """Recipes whose state differs."""
+    return STATES[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +107,11 @@ def test_a_run_goes_on_for_more_epochs(tmp_path, settings, never_stopped):
 
 
 def test_a_run_goes_on_for_more_steps(tmp_path):
-    train(tmp_path / "run", replace(TINY, steps=3))
+    train(tmp_path / "run", replace(TINY, epochs=None, steps=3))
     longer = resume(tmp_path / "run", steps=EPOCH + 2)
-    assert torch.equal(last_weights(longer), last_weights(train(tmp_path / "long", replace(TINY, steps=EPOCH + 2))))
+    assert torch.equal(
+        last_weights(longer), last_weights(train(tmp_path / "long", replace(TINY, epochs=None, steps=EPOCH + 2)))
+    )
 
 
 def test_a_run_that_has_ended_has_nothing_left_to_train(tmp_path):
@@ -148,10 +159,10 @@ def test_other_data_are_refused_and_the_counts_named(tmp_path, change, says):
             training.train(run, changed)
 
 
-@pytest.mark.parametrize("change", [{"conv_channels": 4}, {"network": "small-cnn"}, {"averaging": 0.9}])
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, change):
-    other = train(tmp_path / "other", replace(TINY, steps=1))
-    run = start_run(tmp_path / "run", replace(TINY, **change), few_digits())
+@pytest.mark.parametrize("recipe", [replace(TINY, conv_channels=4), BASELINE, replace(TINY, averaging=0.9)])
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, recipe):
+    other = train(tmp_path / "other", replace(TINY, epochs=None, steps=1))
+    run = start_run(tmp_path / "run", recipe, few_digits())
     (other.folder / "checkpoints").rename(run.folder / "checkpoints")
     with pytest.raises(InputError, match=r"run/checkpoints is of another network: ") as refusal:
         resume(run.folder)
@@ -159,8 +170,8 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, change
 
 
 def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
-    run = train(tmp_path / "run", replace(TINY, steps=5))
-    longer = train(tmp_path / "longer", replace(TINY, steps=6))
+    run = train(tmp_path / "run", replace(TINY, epochs=None, steps=5))
+    longer = train(tmp_path / "longer", replace(TINY, epochs=None, steps=6))
     shutil.copytree(longer.folder / "checkpoints", run.folder / "checkpoints", dirs_exist_ok=True)
     with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps of the run"):
         resume(run.folder)
@@ -251,7 +262,7 @@ def test_a_resumption_changes_neither_the_recipe_nor_what_the_earlier_parts_stoo
 
 def test_the_random_state_of_the_process_is_left_as_it_was(tmp_path):
     before = torch.get_rng_state()
-    run = start_run(tmp_path / "run", replace(TINY, network="small-cnn"), few_digits())
+    run = start_run(tmp_path / "run", BASELINE, few_digits())
     training.train(run, few_digits())
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,7 +27,7 @@ from tests.training import TINY, few_digits, train, weights
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs") / "finished", replace(TINY, steps=2))
+    return train(tmp_path_factory.mktemp("runs") / "finished", replace(TINY, epochs=None, steps=2))
 
 
 @pytest.fixture
@@ -243,7 +242,7 @@ def test_a_damaged_network_is_refused_in_one_line(copied, file, keep):
 
 
 def test_the_weights_of_another_network_are_refused_in_one_line(copied, tmp_path):
-    other = train(tmp_path / "other", replace(TINY, steps=1, capsule_dim=4))
+    other = train(tmp_path / "other", replace(TINY, epochs=None, steps=1, capsule_dim=4))
     (other.best / "model.safetensors").replace(copied.best / "model.safetensors")
     with pytest.raises(InputError, match=r"does not hold the weights of its config\.json: .*size mismatch") as refusal:
         copied.load_network()
@@ -252,7 +251,7 @@ def test_the_weights_of_another_network_are_refused_in_one_line(copied, tmp_path
 
 def test_a_run_without_a_network_says_how_to_get_one(tmp_path):
     with pytest.raises(
-        InputError, match="has no trained network yet: train it with `capsnet train digits --run .*run --r"
+        InputError, match=r"no trained network yet: train it with `capsnet train digits --run .*run --r"
     ):
         start(tmp_path / "run").load_network()
 

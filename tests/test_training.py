@@ -15,7 +15,7 @@ from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
 from capsnet.runs import load_run, start_run
-from tests.training import EPOCH, TINY, few_digits, last_weights, train, weights
+from tests.training import BASELINE, EPOCH, TINY, few_digits, last_weights, train, weights
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_capsule_network_learns(trained, data):
 
 
 def test_a_baseline_learns(tmp_path, data):
-    run = train(tmp_path / "run", replace(TINY, network="small-cnn", epochs=5, batch=16, shift=0))
+    run = train(tmp_path / "run", replace(BASELINE, epochs=5, batch=16, shift=0))
     assert evaluate(run.load_network(), data.train).accuracy > 0.5
 
 
@@ -107,16 +107,19 @@ def test_every_epoch_has_an_order_of_its_own(tmp_path, seen):
     assert torch.equal(first.unique(dim=0), second.unique(dim=0))
 
 
-@pytest.mark.parametrize(("steps", "taken"), [(3, 3), (EPOCH, EPOCH), (EPOCH + 3, EPOCH + 3), (9 * EPOCH, 2 * EPOCH)])
-def test_a_training_ends_with_its_steps_or_its_epochs_whichever_comes_first(tmp_path, steps, taken):
-    run = train(tmp_path / "run", replace(TINY, epochs=2, steps=steps))
+@pytest.mark.parametrize(
+    ("epochs", "steps", "taken"),
+    [(None, 3, 3), (None, EPOCH, EPOCH), (None, EPOCH + 3, EPOCH + 3), (2, None, 2 * EPOCH)],
+)
+def test_a_training_ends_after_its_steps_or_after_its_epochs(tmp_path, epochs, steps, taken):
+    run = train(tmp_path / "run", replace(TINY, epochs=epochs, steps=steps))
     assert load_checkpoint(run)["step"] == taken == run.records("validation")[-1]["step"]
 
 
 def test_the_average_of_the_weights_is_kept_where_it_is_asked_for(tmp_path, without_validation):
     def trained(**settings):
         folder = tmp_path / "-".join(f"{name}{value}" for name, value in settings.items())
-        return train(folder, replace(TINY, **settings), without_validation)
+        return train(folder, replace(TINY, epochs=None, **settings), without_validation)
 
     first, second, third = (weights(trained(steps=steps)) for steps in (1, 2, 3))
     averaged = trained(steps=3, averaging=0.75)
@@ -140,7 +143,7 @@ def test_after_an_evaluation_the_baseline_drops_out_again(tmp_path, monkeypatch)
         return losses(network, *batch)
 
     monkeypatch.setattr(steps, "losses", watched)
-    train(tmp_path / "run", replace(TINY, network="small-cnn"))
+    train(tmp_path / "run", BASELINE)
     assert modes == [True] * 2 * EPOCH
 
 
@@ -178,14 +181,14 @@ def test_bf16_learns_and_leaves_weights_of_32_bits(tmp_path):
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_by_default_the_precision_is_what_the_hardware_is_fast_at(tmp_path, monkeypatch, fast, chosen):
     monkeypatch.setattr(training, "fast_bf16", lambda device: fast)
-    run = train(tmp_path / "run", replace(TINY, precision="auto", steps=1))
+    run = train(tmp_path / "run", replace(TINY, precision="auto", epochs=None, steps=1))
     assert run.training_parts[0].precision == chosen
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
 def test_a_compiled_network_has_the_same_losses(tmp_path):
-    small = replace(TINY, steps=3, iterations=2, gradient="last", decoder="none")  # what is compiled in the least time
+    small = replace(TINY, epochs=None, steps=3, iterations=2, gradient="last")  # what is compiled in the least time
     plain, compiled = (
         train(tmp_path / str(how), replace(small, compile=how)).records("train") for how in (False, True)
     )

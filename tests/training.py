@@ -34,6 +34,15 @@ TINY = Digits(
     precision="32-true",
     compile=False,
 )
+BASELINE = Digits(
+    network="small-cnn",
+    shift=1,
+    rate=2e-3,
+    epochs=2,
+    schedule="exponential",
+    precision="32-true",
+    compile=False,
+)  # trained as TINY is
 LEARNS = replace(TINY, epochs=4, batch=8, rate=1e-2, shift=0)  # nearly all of its training images
 EPOCH = 7  # TINY's, in steps: 200 images in six batches of 32 and one of 8
 

@@ -7,6 +7,7 @@ from capsnet.data.arrays import read_arrays
 from capsnet.data.batches import batches, shifted
 from capsnet.data.digits import load_digits
 from capsnet.data.images import image_tensor, read_folder
+from capsnet.data.inputs import reason, usable_path
 from capsnet.data.resize import size_pair
 from capsnet.data.sets import Data, Fingerprint, ImageSet, PartFingerprint, split
 from capsnet.data.sources import SOURCES, load_source
@@ -43,30 +44,37 @@ def load_data(
       tenth, unless told; a folder may bring its own
     - image_size: the images' height and width in pixels, if not their own; a whole number makes them square
 
+    The part of an image of a folder or an .npz file follows from what it holds, so that others can be added or removed
+    without moving it from training to test: see `split_by_content`.
+
     Raises InputError where the data cannot be had or used. The test images never depend on seed.
     """
     size = None if image_size is None else size_pair(image_size)
-    data = _read(name, data_dir, size)
-    data = data.resized(size) if size else data
-    if len(data.validation):
-        if validation is not None:
-            raise InputError(f"{name} has validation images of its own: leave --validation out")
-        return data
-    tenth = len(data.train) // 10
-    default = 5000 if name in SOURCES else tenth
-    train, held_out = split(data.train, default if validation is None else validation, seed)
-    return replace(data, train=train, validation=held_out)
+    try:
+        data = _read(name, data_dir, size, validation, seed)
+    except OSError as error:  # of a folder or a file that may not be read, or a disk that fails
+        at = f" at {error.filename}" if error.filename else ""
+        raise InputError(f"{name} cannot be read ({reason(error)}{at})") from error
+    return data.resized(size) if size else data
 
 
-def _read(name: str, data_dir: str | Path | None, size: tuple[int, int] | None) -> Data:
+def _read(
+    name: str, data_dir: str | Path | None, size: tuple[int, int] | None, validation: int | None, seed: int
+) -> Data:
     if name == "digits":
-        return load_digits()
+        data = load_digits()
+        return _split(data, len(data.train) // 10 if validation is None else validation, seed)
     if name in SOURCES:
-        return load_source(name, data_dir)
-    path = Path(name).expanduser()
+        return _split(load_source(name, data_dir), 5000 if validation is None else validation, seed)
+    path = usable_path(name)
     if path.is_dir():
-        return read_folder(path, size)
+        return read_folder(path, size, validation, seed)
     if path.suffix == ".npz" and path.is_file():
-        return read_arrays(path)
+        return read_arrays(path, validation, seed)
     known = ", ".join([*SOURCES, "digits"])
     raise InputError(f"no data set {name!r}: give {known}, a folder of images by class, or an .npz file")
+
+
+def _split(data: Data, validation: int, seed: int) -> Data:
+    train, held_out = split(data.train, validation, seed)
+    return replace(data, train=train, validation=held_out)

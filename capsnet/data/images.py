@@ -1,5 +1,6 @@
 """Image files of any kind: read one for a network, or a folder of them as a data set."""
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capsnet.data.inputs import check_regular, reading
 from capsnet.data.resize import resized
-from capsnet.data.sets import Data, ImageSet, hold_out_tenth
+from capsnet.data.sets import Data, ImageSet
+from capsnet.data.splits import split_by_content
 from capsnet.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SPLITS = ("train", "validation", "test")
+MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes a pixel, and so 1.2 GB
 NOT_IMAGES = frozenset({".csv", ".db", ".ini", ".json", ".md", ".txt"})
 
 
@@ -26,7 +30,8 @@ def image_tensor(
 
     It is made grey (c = 1) or colour (c = 3), turned upright as its EXIF data say, and resized without keeping its
     aspect ratio. invert turns dark on light into light on dark. What is transparent comes out black either way.
-    Raises InputError, naming the file, where it cannot be read. → uint8 [c, h, w]
+    Raises InputError, naming the file, where it cannot be read or has more than 2^26 pixels: this is known before it is
+    decoded, and so it takes 1.2 GB at most. → uint8 [c, h, w]
     """
     c, h, w = image_shape
     if c not in (1, 3):
@@ -37,16 +42,21 @@ def image_tensor(
     return 255 - fitted if invert else fitted
 
 
-def read_folder(folder: Path, size: tuple[int, int] | None = None) -> Data:
+def read_folder(
+    folder: Path, size: tuple[int, int] | None = None, validation: int | None = None, seed: int = 0
+) -> Data:
     """Read a folder with one sub-folder of images for each class; the sub-folders' sorted names are the classes.
 
     Where the folder has exactly the sub-folders train/ and test/, or these and validation/, each of them holds the
-    sub-folders of classes; otherwise a tenth of each class, always the same, is held out as the test.
+    sub-folders of classes. What there is no sub-folder for is drawn by `split_by_content` from the bytes of each file.
     Images are grey if all of them are, else colour; with size (h, w) they are resized. Hidden files and notes (.txt,
-    .md, ...) are passed over; any other file must be an image.
-    Raises InputError for an image that cannot be read, an empty class, or sizes that differ when none is given.
+    .md, ...) are passed over; any other file must be an image as `image_tensor` takes it.
+    Raises InputError for an image that cannot be read, an empty class, sizes that differ when none is given, or a
+    number of validation images where there are some already.
     """
     files = {part: _class_files(place) for part, place in _parts(folder).items()}
+    if "validation" in files and validation is not None:
+        raise InputError(f"{folder} has validation images of its own: leave --validation out")
     classes = tuple(files["train"])
     for part, by_class in files.items():
         if odd := set(by_class) ^ set(classes):
@@ -59,13 +69,16 @@ def read_folder(folder: Path, size: tuple[int, int] | None = None) -> Data:
         for label, paths in enumerate(by_class.values())
         for path in paths
     ]
-    pixels = _read_all([path for _, _, path in entries], size)
+    pixels, digests = _read_all([path for _, _, path in entries], size)
     images = ImageSet(pixels, torch.tensor([label for _, label, _ in entries]))
     of_part = {name: torch.tensor([part == name for part, _, _ in entries]).nonzero().flatten() for name in SPLITS}
-    train, validation, test = (images.select(of_part[name]) for name in SPLITS)
-    if "test" not in files:
-        train, test = hold_out_tenth(train, classes)
-    return Data(str(folder), classes, train, validation, test)
+    train, *given = (images.select(of_part[name]) for name in SPLITS)
+    count = 0 if "validation" in files else validation
+    train, *drawn = split_by_content(
+        train, digests[: len(train)], classes, test="test" not in files, validation=count, seed=seed
+    )
+    parts = (own if name in files else new for name, own, new in zip(SPLITS[1:], given, drawn, strict=True))
+    return Data(str(folder), classes, train, *parts)
 
 
 def _parts(folder: Path) -> dict[str, Path]:
@@ -99,14 +112,17 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in visible if path.suffix.lower() not in NOT_IMAGES)
 
 
-def _read_all(paths: list[Path], size: tuple[int, int] | None) -> Tensor:
-    """Read files as images of one shape [n, c, h, w]."""
+def _read_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[Tensor, list[bytes]]:
+    """Read files as images of one shape [n, c, h, w], and the digest of each file."""
     images: list[Tensor] = []
+    digests: list[bytes] = []
     faults: list[str] = []
     first_of_size: dict[tuple[int, ...], Path] = {}
     for path in paths:
         try:
             pixels = _without_needless_colour(_pixels(_decoded(path)))
+            with reading(path, "an image"), path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").digest())
         except InputError as fault:
             faults.append(str(fault))
             continue
@@ -118,29 +134,39 @@ def _read_all(paths: list[Path], size: tuple[int, int] | None) -> Tensor:
         found = ", ".join(f"{h}x{w} ({path})" for (h, w), path in list(first_of_size.items())[:5])  # height x width
         raise InputError(f"images of {len(first_of_size)} sizes, {found}: bring them to one with --image-size")
     channels = max(image.shape[1] for image in images)
-    return torch.cat([image.expand(-1, channels, -1, -1) for image in images])
+    return torch.cat([image.expand(-1, channels, -1, -1) for image in images]), digests
 
 
 def _decoded(source: "str | Path | Image.Image", background: int = 0) -> "Image.Image":
     """Decode an image, upright and without transparency, in Pillow's mode L or RGB."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _flattened(ImageOps.exif_transpose(source), background)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return _flattened(ImageOps.exif_transpose(image), background)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{source} cannot be read as an image ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        with reading(getattr(source, "filename", "") or "the image", "an image"):
+            _check_decodable(source)
+            return _flattened(source.copy(), background)
+    with reading(source, "an image"):
+        check_regular(Path(source))
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # of an image within the image, as in an icon
+        with Image.open(source) as image:
+            _check_decodable(image)
+            return _flattened(image, background)
+
+
+def _check_decodable(image: "Image.Image") -> None:
+    """Refuse what its header alone tells is not to be decoded."""
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"its {width} x {height} pixels are not from 1 to {MAX_PIXELS}")
+    if image.format == "EPS":
+        raise ValueError("EPS is a program, which would be run")
 
 
 def _flattened(image: "Image.Image", background: int) -> "Image.Image":
-    from PIL import Image
+    """Turn an image that may be changed upright, and bring it to mode L or RGB."""
+    from PIL import Image, ImageOps
 
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_bytes(image)
     if image.has_transparency_data:
@@ -153,10 +179,13 @@ def _to_bytes(image: "Image.Image") -> "Image.Image":
     """Scale grey values of 16 bits to 8."""
     from PIL import Image
 
-    levels = np.asarray(image, dtype=np.float64)
+    levels = np.asarray(image)
     if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
         raise InputError(f"pixels of mode {image.mode} have no known range: save it with 8 or 16 bits")
-    return Image.fromarray((levels / 257).round().astype(np.uint8))
+    scaled = levels.astype(np.uint32)
+    scaled += 128  # half of 257, to round to the nearest
+    scaled //= 257
+    return Image.fromarray(scaled.astype(np.uint8))
 
 
 def _pixels(image: "Image.Image") -> Tensor:

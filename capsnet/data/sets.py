@@ -1,6 +1,8 @@
 """Labelled images held in memory as bytes, and how a set is cut in two."""
 
 import hashlib
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,6 +14,8 @@ from torch import Tensor
 from capsnet.data.resize import resized
 from capsnet.errors import InputError
 from capsnet.schema import STRICT
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, undecodable bytes, breaks of lines and paragraphs
 
 
 @with_config(STRICT)
@@ -68,7 +72,8 @@ class ImageSet:
 class Data:
     """A data set in three parts that do not overlap; classes[k] is the name of label k.
 
-    Raises InputError where there are fewer than two classes, a label outside them, or parts of different image shapes.
+    Raises InputError where there are fewer than two classes, one whose name is empty, repeated or cannot be printed, a
+    label outside them, or parts of different image shapes.
     """
 
     name: str
@@ -80,6 +85,11 @@ class Data:
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise InputError(f"{self.name} has {len(self.classes)} class: telling apart takes at least two")
+        for name, times in Counter(self.classes).items():
+            if times > 1:
+                raise InputError(f"{self.name} has {times} classes called {name!r}: give each a name of its own")
+            if not name.strip() or any(unicodedata.category(c) in UNPRINTABLE for c in name):
+                raise InputError(f"{self.name} has a class called {name!r}: give it a name that can be printed")
         for part in ("train", "validation", "test"):
             images: ImageSet = getattr(self, part)
             shape = tuple(images.images.shape[1:])
@@ -130,15 +140,3 @@ def hold_out(images: ImageSet, per_class: Sequence[int], seed: int) -> tuple[Ima
     others = torch.ones(len(images), dtype=torch.bool)
     others[drawn] = False
     return images.select(others.nonzero().flatten()), images.select(drawn.sort().values)
-
-
-def hold_out_tenth(images: ImageSet, classes: Sequence[str], seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """Hold out a tenth of each class, but at least one image, as the test: the other images, and the test.
-
-    Raises InputError where a class has a single image, which cannot be both learned from and tested on.
-    """
-    sizes = torch.bincount(images.labels, minlength=len(classes)).tolist()
-    for name, size in zip(classes, sizes, strict=True):
-        if size < 2:
-            raise InputError(f"class {name!r} has {size} image: add images, or give test images of your own")
-    return hold_out(images, [max(1, round(size / 10)) for size in sizes], seed)

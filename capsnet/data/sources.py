@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from capsnet.data.idx import read_idx
+from capsnet.data.inputs import usable_path
 from capsnet.data.sets import Data, ImageSet
 from capsnet.errors import InputError
 
@@ -97,10 +98,16 @@ def load_source(name: str, data_dir: str | Path | None = None) -> Data:
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
-    """Where files are looked for and downloaded to: data_dir, else $CAPSNET_DATA, else the user's cache."""
-    chosen = data_dir or os.environ.get("CAPSNET_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
+    """Where files are looked for and downloaded to: data_dir, else $CAPSNET_DATA, else the user's cache.
+
+    Raises InputError for what can be no folder.
+    """
+    chosen = os.environ.get("CAPSNET_DATA") or None if data_dir is None else data_dir
+    if chosen is not None:
+        folder = usable_path(chosen)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file: name the folder that holds the data, or is to")
+        return folder
     import pooch
 
     return Path(pooch.os_cache("capsnet"))

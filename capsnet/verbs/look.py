@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from capsnet.errors import InputError
-from capsnet.verbs.run import DataDir, RunFolder
+from capsnet.verbs.run import DataDir, RunFolder, check_data_dir
 
 if TYPE_CHECKING:
     from capsnet.data import Data
@@ -36,6 +36,7 @@ class Look:
 
         keep_freed_memory()
         run = load_run(self.run)
+        check_data_dir(self.data_dir, run.data, getattr(self, "other", None))
         return run.load_network().to(default_device()), run.load_data(data_dir=self.data_dir)
 
     def capsules(self) -> tuple[Any, "Data"]:

@@ -13,6 +13,15 @@ RunFolder = Annotated[Positional[Path], arg(metavar="RUN")]
 DataDir = Annotated[Path | None, arg(metavar="FOLDER")]
 
 
+def check_data_dir(data_dir: Path | None, *names: str | None) -> None:
+    """Raise InputError for a --data-dir where none of the data that are named is looked for in it."""
+    from capsnet.data.sources import SOURCES
+
+    if data_dir is not None and not SOURCES.keys() & set(names):
+        data = ", ".join(filter(None, names))
+        raise InputError(f"--data-dir without effect for {data}: only {' and '.join(SOURCES)} are looked for there")
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Judge a run's network on test images: errors, accuracy per class, confusions, drawing error."""
@@ -37,6 +46,9 @@ class Evaluate:
 
         keep_freed_memory()
         run = load_run(self.run)
+        check_data_dir(self.data_dir, self.data or run.data)
+        if self.masked_by == "label" and (run.recipe.network != "capsnet" or run.recipe.decoder == "none"):
+            raise InputError(f"--masked-by label without effect: the network of {self.run} has no decoder")
         data = run.load_data(self.data, self.data_dir)
         result = evaluate(run.load_network().to(default_device()), data.test, masked_by=self.masked_by)
         if self.json:

@@ -9,9 +9,10 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from capsnet.errors import InputError
+from capsnet.paths import usable_path
 from capsnet.recipe import Recipe
 from capsnet.recipes import Fast
-from capsnet.verbs.run import DataDir
+from capsnet.verbs.run import DataDir, check_data_dir
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Train:
     data_dir: DataDir = None
     """Where mnist and fashion_mnist lie or are downloaded to; else $CAPSNET_DATA, else the user's cache."""
     resume: bool = False
-    """Go on from the run's last checkpoint, by its own recipe."""
+    """Go on from the run's last checkpoint, by its own recipe; of the settings only epochs and steps may change."""
     overwrite: bool = False
     """Replace a run folder that exists."""
     save_every: Annotated[float, arg(metavar="MINUTES")] = 5.0
@@ -51,6 +52,9 @@ class Train:
 
         if self.resume and self.overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        check_data_dir(self.data_dir, self.data)
+        if not self.resume:
+            self.settings.check_effects()  # before data are looked for
         keep_freed_memory()
         settings, folder = self.settings, self.run or run_folder(self.data, self.recipe)
         data = load_data(
@@ -87,4 +91,4 @@ class Train:
 
 def run_folder(data: str, recipe: str) -> Path:
     """Where a run goes that is given no folder: runs/mnist-fast."""
-    return Path("runs") / f"{Path(data).expanduser().resolve().name.removesuffix('.npz')}-{recipe}"
+    return usable_path(Path("runs") / f"{usable_path(data).resolve().name.removesuffix('.npz')}-{recipe}")

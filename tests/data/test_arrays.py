@@ -37,7 +37,8 @@ def test_every_layout_becomes_channels_first(tmp_path, shape, image_shape):
 
 def test_channels_last_are_moved_not_reshaped(tmp_path):
     images = pixels(20, 5, 6, 3)
-    data = read_arrays(save(tmp_path, images=images, labels=LABELS, test_images=images, test_labels=LABELS))
+    tests = {"test_images": images, "test_labels": LABELS}
+    data = read_arrays(save(tmp_path, images=images, labels=LABELS, **tests), validation=0)
     assert torch.equal(data.train.images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
 
@@ -48,15 +49,22 @@ def test_floats_from_0_to_1_become_bytes(tmp_path):
     assert torch.equal(whole, scaled)
 
 
-def test_a_tenth_of_each_class_is_the_test(tmp_path):
+def test_floats_are_rounded_to_the_nearest_byte(tmp_path):
+    images = np.linspace(0, 1, 20 * 30).reshape(20, 5, 6)
+    tests = {"test_images": images, "test_labels": LABELS}
+    data = read_arrays(save(tmp_path, images=images, labels=LABELS, **tests))
+    assert torch.equal(data.test.images[:, 0], torch.from_numpy(np.round(images * 255).astype(np.uint8)))
+
+
+def test_each_class_has_a_test_image_and_keeps_one_to_train_on(tmp_path):
     data = read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS))
-    assert data.test.labels.tolist() == [0, 1]
-    assert (len(data.train), len(data.validation)) == (18, 0)
+    assert len(data.train) + len(data.validation) + len(data.test) == 20
+    assert data.test.labels.unique().tolist() == data.train.labels.unique().tolist() == [0, 1]
 
 
 def test_test_arrays_are_the_test(tmp_path):
     tests = {"test_images": pixels(3, 5, 6), "test_labels": np.array([1, 1, 0], dtype=np.uint8)}
-    data = read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **tests))
+    data = read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **tests), validation=0)
     assert torch.equal(data.test.images[:, 0], torch.from_numpy(tests["test_images"]))
     assert data.test.labels.tolist() == [1, 1, 0]
     assert len(data.train) == 20
@@ -66,6 +74,8 @@ def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
     arrays = {"images": pixels(20, 5, 6), "labels": LABELS}
     assert read_arrays(save(tmp_path, **arrays)).classes == ("0", "1")
     assert read_arrays(save(tmp_path, **arrays, classes=np.array(["cat", "dog"]))).classes == ("cat", "dog")
+    assert read_arrays(save(tmp_path, **arrays, classes=np.array([b"cat", b"dog"]))).classes == ("cat", "dog")
+    assert read_arrays(save(tmp_path, **arrays, classes=np.array([7, 5]))).classes == ("7", "5")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,17 @@ def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
         ({"images": pixels(20, 5, 6).astype(np.int64)}, r"images are int64 from 0 to 255: they must be uint8"),
         ({"images": pixels(20, 5, 6) / 100}, r"images are float64 from 0.0 to 2.55: they must be uint8, or floats"),
         ({"images": np.full((20, 5, 6), np.nan)}, "images are float64 from nan to nan"),
+        ({"images": np.full((20, 5, 6), np.inf)}, "images are float64 from inf to inf"),
+        ({"images": pixels(20, 5, 6) > 9}, "images are bool from False to True: they must be uint8, or floats"),
+        ({"images": pixels(20, 0, 6)}, r"images \(20, 0, 6\) and labels \(20,\) must match, and not be empty"),
+        ({"images": pixels(20, 5, 6) * 1j}, r"images\b.* is of complex128, but should be numbers or text"),
+        ({"images": pixels(20, 5, 6).astype(str)}, "images are <U3: they must be uint8, or floats"),
+        ({"images": np.zeros((20, 5, 6), "S3")}, r"images are \|S3: they must be uint8, or floats"),
+        ({"images": np.zeros((20, 5, 6), [("r", "u1")])}, "images is of .*, but should be numbers or text"),
+        ({"images": np.zeros((20, 5, 6), "M8[s]")}, r"images is of datetime64\[s\], but should be numbers or text"),
+        ({"labels": LABELS.astype(bool)}, r"labels are bool \(20,\): they must be whole numbers"),
+        ({"labels": LABELS.astype(str)}, r"labels are <U21 \(20,\): they must be whole numbers"),
+        ({"labels": np.full(20, 2**64 - 1, np.uint64)}, "labels run up to 18446744073709551615: they must run from 0"),
         ({"labels": LABELS - 1}, "labels must run from 0 to 1, each used at least once, not -1, 0$"),
         ({"labels": LABELS * 2}, "labels must run from 0 to 1, each used at least once, not 0, 2$"),
         ({"labels": LABELS + 0.5}, r"labels are float64 \(20,\): they must be whole numbers \[n\]"),
@@ -86,6 +107,12 @@ def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
         ({"labels": np.eye(20, dtype=int)[0]}, "class '1' has 1 image: add images"),
         ({"classes": np.array(["a"])}, "labels must run from 0 to 0, each used at least once, not 0, 1$"),
         ({"classes": np.array(["a", "b", "c"])}, "labels must run from 0 to 2, each used at least once, not 0, 1$"),
+        ({"classes": np.array(["cat", "cat"])}, "own.npz has 2 classes called 'cat': give each a name of its own"),
+        ({"classes": np.array(["cat", ""])}, "own.npz has a class called '': give it a name that can be printed"),
+        ({"classes": np.array([0.5, 1.5])}, r"classes are float64 \(2,\): they must be names \[k\], as text"),
+        ({"classes": np.array([["cat", "dog"]])}, r"classes are <U3 \(1, 2\): they must be names \[k\], as text"),
+        ({"classes": np.zeros(2, [("name", "U3")])}, "classes is of .*, but should be numbers or text"),
+        ({"classes": np.array([b"cat", b"\xff"])}, "classes are bytes that are no UTF-8: save them as text"),
         ({"test_images": pixels(3, 5, 6)}, "only one of the arrays test_images and test_labels"),
         ({"test_images": pixels(2, 5, 6), "test_labels": np.array([0, 2])}, "test label 2 is not one of 0 to 1"),
         ({"test_images": pixels(2, 7, 7), "test_labels": LABELS[:2]}, r"test images are \(1, 7, 7\), train images"),
@@ -97,6 +124,11 @@ def test_arrays_that_cannot_be_used_are_refused(tmp_path, change, message):
         read_arrays(path)
 
 
+def test_arrays_of_other_names_may_be_anything(tmp_path):
+    others = {"notes": np.array([{}], dtype=object), "more": np.zeros(2, [("name", "U3")])}
+    assert read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **others)).classes == ("0", "1")
+
+
 def test_a_missing_array_is_named(tmp_path):
     with pytest.raises(InputError, match=r"own.npz has no array 'labels': save it with np.savez"):
         read_arrays(save(tmp_path, images=pixels(20, 5, 6)))
@@ -104,7 +136,7 @@ def test_a_missing_array_is_named(tmp_path):
 
 def test_a_pickle_is_never_loaded(tmp_path):
     path = save(tmp_path, images=np.array([{}, {}], dtype=object), labels=LABELS)
-    with pytest.raises(InputError, match=r"own.npz cannot be read as .npz \(Object arrays"):
+    with pytest.raises(InputError, match=r"own.npz cannot be read as .npz \(images holds Python objects\)"):
         read_arrays(path)
 
 

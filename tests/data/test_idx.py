@@ -54,10 +54,10 @@ def test_missing_pixels_are_counted(tmp_path, write_idx):
         read_idx(path, 3)
 
 
-def test_trailing_bytes_are_counted(tmp_path, write_idx):
+def test_trailing_bytes_are_refused(tmp_path, write_idx):
     path = write_idx(tmp_path / "images", IMAGES)
     path.write_bytes(path.read_bytes() + b"xy")
-    with pytest.raises(InputError, match=r"images is too long: 26 bytes"):
+    with pytest.raises(InputError, match=r"images is too long: more than the 24 bytes that \(2, 3, 4\) takes"):
         read_idx(path, 3)
 
 

@@ -52,7 +52,7 @@ def test_more_validation_images_than_there_are_is_refused():
 def test_a_folder_is_loaded_by_its_path(tmp_path):
     data = load_data(str(folder_of_images(tmp_path / "pets", "cat", "dog")), validation=6)
     assert data.classes == ("cat", "dog")
-    assert (len(data.train), len(data.validation), len(data.test)) == (30, 6, 4)
+    assert (len(data.validation), len(data.train) + len(data.test)) == (6, 34)
     parts = [contents(part) for part in (data.train, data.validation, data.test)]
     assert len(set.union(*parts)) == sum(len(part) for part in parts) == 40
 
@@ -67,9 +67,9 @@ def test_validation_images_a_folder_brings_are_kept(tmp_path):
 
 
 def test_an_npz_file_is_loaded_by_its_path(tmp_path):
-    np.savez(tmp_path / "own.npz", images=np.zeros((40, 4, 4), np.uint8), labels=np.arange(40) % 2)
-    data = load_data(str(tmp_path / "own.npz"))
-    assert (len(data.train), len(data.validation), len(data.test)) == (33, 3, 4)
+    np.savez(tmp_path / "own.npz", images=np.arange(640, dtype=np.uint8).reshape(40, 4, 4), labels=np.arange(40) % 2)
+    data = load_data(str(tmp_path / "own.npz"), validation=5)
+    assert (len(data.validation), len(data.train) + len(data.test)) == (5, 35)
 
 
 @pytest.mark.parametrize(("size", "shape"), [(12, (1, 12, 12)), ((10, 14), (1, 10, 14))])

@@ -1,13 +1,14 @@
 """Parts of a data set are disjoint, cover everything and are drawn by their seed."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from time import perf_counter
 
 import pytest
 import torch
 
-from capsnet.data.sets import Data, Fingerprint, ImageSet, hold_out, hold_out_tenth, split
+from capsnet.data.sets import Data, Fingerprint, ImageSet, hold_out, split
 from capsnet.errors import InputError
 from capsnet.schema import parse_json
 
@@ -64,18 +65,6 @@ def test_what_is_held_out_has_the_asked_number_of_each_class():
     assert sorted(numbers(others) + numbers(held_out)) == list(range(30))
 
 
-def test_a_tenth_of_each_class_but_at_least_one_image_is_held_out():
-    labels = torch.tensor([0] * 40 + [1] * 3)
-    _, test = hold_out_tenth(ImageSet(torch.zeros(43, 1, 1, 1, dtype=torch.uint8), labels), ("many", "few"))
-    assert test.labels.bincount().tolist() == [4, 1]
-
-
-def test_a_class_of_one_image_cannot_be_held_out_from():
-    images = numbered(3).select(torch.tensor([0, 1, 2]))
-    with pytest.raises(InputError, match="class 'b' has 1 image: add images"):
-        hold_out_tenth(images, ("a", "b"))
-
-
 def test_a_set_moves_to_a_device_whole():
     moved = numbered(3).to("meta")
     assert moved.images.device.type == moved.labels.device.type == "meta"
@@ -84,6 +73,18 @@ def test_a_set_moves_to_a_device_whole():
 def test_data_of_one_class_are_refused():
     with pytest.raises(InputError, match="cats has 1 class: telling apart takes at least two"):
         Data("cats", ("cat",), *[numbered(3, classes=1)] * 3)
+
+
+@pytest.mark.parametrize("name", ["cat", "cat\n", "\x1b[31mcat", "", "  ", "cat\u2028", "undecodable \udcff"])
+def test_class_names_that_are_repeated_empty_or_unprintable_are_refused_by_name(name):
+    refused = rf"own has (2 classes|a class) called {re.escape(ascii(name))}: give "
+    with pytest.raises(InputError, match=refused):
+        Data("own", ("cat", name), *[numbered(3)] * 3)
+
+
+def test_class_names_in_any_script_are_taken():
+    names = ("T-shirt/top", "Käfer", "柴犬\u3000", "नमस्\u200dते")  # with wide and zero-width spaces
+    assert Data("own", names, *[numbered(3)] * 3).classes == names
 
 
 def test_parts_of_different_shapes_are_refused():

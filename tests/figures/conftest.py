@@ -52,11 +52,11 @@ def data(images):
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, data):
     """A run folder with a log of these records."""
 
-    def make_run(records=(*TRAINING, *VALIDATION), recipe=None, classes=CLASSES, data="noise"):
-        run = Run(tmp_path, recipe or Paper(), data, classes, (1, 8, 8))
+    def make_run(records=(*TRAINING, *VALIDATION), recipe=None, classes=CLASSES, name="noise"):
+        run = Run(tmp_path, recipe or Paper(), name, classes, (1, 8, 8), data.fingerprint())
         run.log.write_text("".join(json.dumps(record) + "\n" for record in records))
         return run
 

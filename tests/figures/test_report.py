@@ -100,10 +100,24 @@ def test_fields_that_differ_from_the_paper_are_marked_and_only_those(report, mak
     assert "4 ≠" in page.text
 
 
+PART = {"from_step": 0, "steps": 9, "device": "chip", "cores": 2, "platform": "Linux", "python": "3", "torch": "2"} | {
+    "capsnet": "1",
+    "commit": None,
+    "command": "capsnet train",
+    "precision": "32-true",
+}
+
+
+def write_parts(run, *parts):
+    run.write_json("environment.json", {"parts": parts})
+
+
 def test_the_environment_is_that_of_the_run(report, make_run):
     run = make_run()
-    run.write_json("environment.json", {"device": "a machine", "commit": None})
-    assert "device a machine commit —" in report(run).text
+    write_parts(run, PART | {"device": "a machine"}, PART | {"from_step": 7, "device": "another"})
+    text = report(run).text
+    assert "from step 0 steps 9 device a machine cores 2" in text
+    assert "from step 7 steps 9 device another cores 2" in text
 
 
 def test_a_missing_environment_is_said_to_be_missing(report):
@@ -112,8 +126,8 @@ def test_a_missing_environment_is_said_to_be_missing(report):
 
 def test_every_word_of_a_user_is_shown_as_a_word(report, make_run, data):
     classes = (NASTY, "a&b", 'c"d')
-    run = make_run(classes=classes, data=NASTY)
-    run.write_json("environment.json", {"command": NASTY})
+    run = make_run(classes=classes, name=NASTY)
+    write_parts(run, PART | {"command": NASTY})
     page = report(run, data=Data(NASTY, classes, data.train, data.validation, data.test))
     assert "<script" not in page.source
     assert page.source.count(escape(NASTY)) == 5  # title, heading, headline, class and command

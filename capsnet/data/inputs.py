@@ -1,0 +1,73 @@
+"""Files that a user names: whether they can be read, and in how much memory."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from capsnet.errors import InputError
+
+MAX_UNPACKED = 256 << 20  # bytes that any file may unpack to, however small it is
+MAX_RATIO = 20  # times its own size that a larger file may unpack to; MNIST's unpack to 5 times theirs
+MAX_SHOWN = 200  # characters of a name, or of a library's words, in a message
+
+
+def usable_path(name: str | Path) -> Path:
+    """Return the path of a name, ~ expanded; nothing need be there.
+
+    Raises InputError for what can be no path (empty, too long, with a NUL, the home of nobody) or may not be looked at.
+    """
+    if not str(name):
+        raise InputError("an empty name is no path: name a file or a folder")
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{shortened(str(name))} cannot be used as a path ({reason(error)}): name another") from error
+    if "\0" in str(name):  # which exists() takes for a path where nothing is
+        raise InputError(f"{shortened(str(name))} cannot be used as a path (it has a NUL): name another")
+    return path
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError for a folder, a pipe or a device, which cannot be read as a file: a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} cannot be read: it is not a regular file")
+
+
+def check_unpacked(path: Path, size: int) -> None:
+    """Raise InputError where a file's headers promise more bytes than may be unpacked from a file of its size."""
+    if size > max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size):
+        raise InputError(
+            f"{path} would unpack to {size} bytes, more than {MAX_UNPACKED >> 20} MiB and {MAX_RATIO} times its size: "
+            f"if it is not damaged, unpack it"
+        )
+
+
+@contextmanager
+def reading(path: object, kind: str, way_out: str = "") -> Iterator[None]:
+    """Turn whatever a library raises for a damaged file into an InputError that names the file.
+
+    A library raises nearly anything there: KeyError, struct.error, NotImplementedError, and MemoryError where a header
+    asks for more than there is. Warnings are not shown: what a library only warns of, it could read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        message = f"{shortened(str(path))} cannot be read as {kind} ({reason(error)})"
+        raise InputError(f"{message}: {way_out}" if way_out else message) from error
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in a few words."""
+    words = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return shortened(words) if " " in words else f"{type(error).__name__} {shortened(words)}".strip()
+
+
+def shortened(text: str) -> str:
+    """Return the text, its middle left out where it is long."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]}...{text[-MAX_SHOWN // 2 :]}"

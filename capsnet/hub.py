@@ -1,0 +1,80 @@
+"""Networks that are kept as a folder or on the Hugging Face hub: config.json and model.safetensors."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from capsnet.checks import arguments_of, check_arguments
+from capsnet.errors import InputError
+from capsnet.paths import usable_path
+from capsnet.schema import read_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class HubNetwork(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
+    """A network with `from_pretrained`, `save_pretrained` and `push_to_hub`; its arguments have hints to check."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **model_kwargs: Any,
+    ) -> Self:
+        """Load a network, on the CPU and in evaluation mode, from a folder or by its hub name "user/model".
+
+        `model_kwargs` replace arguments that config.json has. The hub is asked only for a name that can be no path
+        here: the options before `model_kwargs` are for it.
+
+        Raises InputError where there is no such folder or hub name, or where config.json or model.safetensors is
+        damaged or they do not belong together.
+        """
+        options = {"force_download": force_download, "token": token, "cache_dir": cache_dir, "revision": revision}
+        options["local_files_only"] = local_files_only
+        config_file, weights_file = _files(pretrained_model_name_or_path, options)
+        config = read_json(config_file, arguments_of(cls.__init__)) | model_kwargs
+        check_arguments(cls.__init__, config)
+        weights = _weights(weights_file)
+        try:
+            with torch.device("meta"):  # a size that the weights do not have is found before it takes memory
+                cls(**config).load_state_dict(weights, assign=True)
+            network = cls(**config)
+            network.load_state_dict(weights)
+        except (InputError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{weights_file} does not hold the weights of its config.json: {reason}") from error
+        return network.eval()
+
+
+def _files(name: str | Path, options: Mapping[str, Any]) -> list[Path]:
+    """The files of a network's folder, or of the hub's copy here."""
+    folder = usable_path(name)
+    if folder.is_dir():
+        return [folder / CONFIG, folder / WEIGHTS]
+    if isinstance(name, Path) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or folder.parent.exists():
+        raise InputError(f"{name} is no folder of a network, nor a hub name like user/model")
+    try:
+        return [Path(hf_hub_download(name, file, **options)) for file in (CONFIG, WEIGHTS)]
+    except Exception as error:  # of the network, the hub or its files here: there is no one class for them
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} is no folder, and the hub does not give it: {reason[:300]}") from error
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
