@@ -28,4 +28,5 @@ def test_the_names_of_a_new_run_folder_and_of_those_that_it_lies_in_survive_a_lo
 def test_the_log_and_the_folders_of_a_run_survive_a_loss_of_power(tmp_path, monkeypatch):
     paths = flushed(monkeypatch)
     folder = train(tmp_path / "run").folder
-    assert {folder, folder / "best", folder / "checkpoints", folder / "log.jsonl", *folder.glob("*tfevents*")} <= {*paths}
+    left = {folder, folder / "best", folder / "checkpoints", folder / "log.jsonl", *folder.glob("*tfevents*")}
+    assert left <= {*paths}

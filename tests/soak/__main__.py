@@ -23,10 +23,12 @@ from typing import Any
 import torch
 
 from capsnet.hardware import default_device, environment
+from tests.soak.commands import commands
+from tests.soak.inputs import inputs
 from tests.soak.kills import kills
 from tests.soak.power import power
 
-PARTS = {"kills": kills, "power": power}
+PARTS = {"kills": kills, "power": power, "inputs": inputs, "commands": commands}
 
 
 def findings(counted: Any) -> int:
@@ -55,7 +57,7 @@ def main() -> int:
         asked.out.mkdir(parents=True, exist_ok=True)
         written = {"environment": about, "findings_in_all": findings(counted)} | counted
         (asked.out / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
-        print(json.dumps(written, indent=1), flush=True)
+        print(f"{name}: {json.dumps(written, indent=1)}", flush=True)
         found += findings(counted)
     return int(found > 0)
 

@@ -104,7 +104,8 @@ def power(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
             found[f"{fault} ({variant}, {moment})"] += 1
         discard(again)
     for variant, _, state in taken[-len(VARIANTS) :]:
-        found.update(f"{fault} ({variant}, after the end)" for fault in lost_at_the_end(training, folder, state, contents))
+        lost = lost_at_the_end(training, folder, state, contents)
+        found.update(f"{fault} ({variant}, after the end)" for fault in lost)
     return {
         "moments": len(taken) // len(VARIANTS),
         "unlike_states": len(unlike),

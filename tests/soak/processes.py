@@ -40,7 +40,7 @@ STEPS = 14  # two epochs of 200 images in batches of 32
 LIMIT = 300  # seconds that a child may take on a loaded machine
 LATE = (  # what the package imports when it is needed, which each child would do anew
     *("capsnet.figures.report", "capsnet.predict", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
-    *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.GifImagePlugin", "tyro"),
+    *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "tyro"),
 )
 
 
@@ -70,10 +70,10 @@ class Child:
         """Whether the child has ended, which it remains to be waited for."""
         return os.waitid(os.P_PID, self.number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def wait(self) -> Ended:
-        """Wait for the end."""
+    def wait(self, limit: float = LIMIT) -> Ended:
+        """Wait for the end, for so many seconds at most; then the child is killed."""
         while not self.has_ended():
-            if time.monotonic() > self.begun + LIMIT:
+            if time.monotonic() > self.begun + limit:
                 self.kill()
             time.sleep(0.005)
         _, status = os.waitpid(self.number, 0)
@@ -107,6 +107,13 @@ def fork(act: Callable[[], object]) -> Child:
             os._exit(status)
 
 
+def import_all() -> None:
+    """Import what the children would import."""
+    for module in LATE:
+        importlib.import_module(module)
+    load_data("digits")
+
+
 def command(*words: str) -> Callable[[], None]:
     """Call the command line; a training's report has one picture, which is quickly drawn."""
 
@@ -131,8 +138,7 @@ class Training:
     """A training as a command, what it leaves when nothing stops it, and how long it takes."""
 
     def __init__(self, room: Path) -> None:
-        for module in LATE:
-            importlib.import_module(module)
+        import_all()
         self.room, self.data = room, make_data(room)
         self.begun = 0
         ended = fork(self.start(self.fresh())).wait()
