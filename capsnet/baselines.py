@@ -4,9 +4,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from capsnet.checks import Classes, ImageShape, check_arguments, check_images, check_parameters
+from capsnet.checks import Classes, ImageShape, check_arguments, check_parameters
 from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
+from capsnet.inputs import check_images
 from capsnet.layers import channels_last
 
 BaselineSize = Literal["paper", "small"]
@@ -51,6 +52,6 @@ class ConvBaseline(HubNetwork):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] → logits [b, j]; InputError for images of another shape than the network's."""
-        check_images(images, self.image_shape)
+        """Images [b, c, h, w] → logits [b, j]; InputError for images of another shape, dtype or device."""
+        check_images(images, self.image_shape, next(self.parameters()))
         return self.head(self.features(images))  # [b, j]

@@ -1,7 +1,8 @@
 """What a recipe says, as a network, a loss and a learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,26 +10,48 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from capsnet.baselines import ConvBaseline
+from capsnet.inputs import check_labels
 from capsnet.losses import margin_loss, reconstruction_loss
 from capsnet.models import CapsNet
 from capsnet.recipe import CAPSULES, Recipe
 
 
 def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
-    """The untrained network of a recipe, its weights drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
+    """The untrained network of a recipe, its weights drawn from the recipe's seed.
+
+    The caller's random numbers go on as if nothing had been drawn.
+    """
+    with _seeded(recipe.seed):
+        return _build_network(recipe, image_shape, classes)
+
+
+def _build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
     if recipe.network != "capsnet":
         return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
     return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in CAPSULES})
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed on the default device, whose generators are then as they were."""
+    device = torch.get_default_device()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        yield
+
+
 def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """The parts of a batch's loss, their sum as `loss`, and the accuracy: a scalar each.
+
+    Raises InputError for labels that are not whole numbers from 0 to j - 1, one an image.
 
     images [b, c, h, w], labels [b]; the capsule that is drawn is the true label's.
     """
     if recipe.network != "capsnet":
         scores = network(images)  # [b, j]
+        check_labels(labels, *scores.shape)
         parts = {"loss": cross_entropy(scores, labels)}
     else:
         scores, _, drawing = network(images, labels)  # [b, j]

@@ -7,16 +7,13 @@ checks it, here for Python values and in `capsnet.schema` for JSON.
 import reprlib
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from capsnet.errors import InputError
 from capsnet.schema import STRICT
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Iterations = Annotated[int, Field(ge=1, le=100)]
@@ -60,9 +57,3 @@ def check_parameters(**counts: int) -> None:
             f"this network would have {sum(counts.values()):.1e} parameters, most of them in {largest}: choose smaller "
             f"sizes, {MAX_PARAMETERS:.1e} are allowed"
         )
-
-
-def check_images(images: "Tensor", image_shape: tuple[int, ...]) -> None:
-    """Raise InputError for images [b, c, h, w] of another shape than the network's."""
-    if images.shape[1:] != image_shape:
-        raise InputError(f"this network sees images [b, c, h, w] of {image_shape}, not {list(images.shape)}")

@@ -147,9 +147,10 @@ def main() -> None:
             logging.basicConfig(format="%(message)s")
             logging.getLogger("capsnet").setLevel(logging.INFO)
             verb()
+            sys.stdout.flush()
     except InputError as error:
         fail(str(error))
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # as of `capsnet ... | head`: what is still to be written has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

@@ -83,13 +83,27 @@ class Judgement(Scored):
 def answer(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | None = None) -> Answers:
     """A network's answers for a batch of images in [0, 1]; it draws the capsules of `classes`, or the longest ones.
 
+    Raises InputError where a score is NaN or infinite, which says whether the images or the weights are at fault.
+
     images [b, c, h, w], classes [b] → scores [b, j], drawings [b, c, h, w]
     """
     with torch.inference_mode():
         output = network(images, classes) if isinstance(network, CapsNet) else network(images)
-    if isinstance(network, CapsNet):
-        return Answers(output.lengths, output.drawing)
-    return Answers(output.softmax(dim=-1), None)  # over classes j
+        scores = output.lengths if isinstance(network, CapsNet) else output.softmax(dim=-1)  # over classes j
+        if not scores.isfinite().all():
+            raise InputError(_fault(network, images))
+    return Answers(scores, output.drawing if isinstance(network, CapsNet) else None)
+
+
+def _fault(network: CapsNet | ConvBaseline, images: Tensor) -> str:
+    """Why a network's scores for images [b, c, h, w] are not all finite."""
+    finite = reduce(images.isfinite(), "b c h w -> b", "all")
+    if not finite.all():
+        return f"image {int(finite.int().argmin())} of {len(images)} has pixels that are NaN or infinite: leave it out"
+    for name, weight in network.state_dict().items():
+        if not weight.isfinite().all():
+            return f"the network's {name} has numbers that are NaN or infinite: train it again, at a lower rate"
+    return "the network's scores are NaN or infinite, though its weights are not: evaluate it in float32"
 
 
 def answers(

@@ -1,5 +1,9 @@
-"""Networks that are kept as a folder or on the Hugging Face hub: config.json and model.safetensors."""
+"""Networks that are kept as a folder or on the Hugging Face hub: config.json and model.safetensors.
 
+The metadata of model.safetensors hold a SHA-256 of the weights, so that a flipped bit is found.
+"""
+
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +11,8 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from capsnet.checks import arguments_of, check_arguments
@@ -58,6 +62,10 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
             raise InputError(f"{weights_file} does not hold the weights of its config.json: {reason}") from error
         return network.eval()
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
+        save_file(weights, save_directory / WEIGHTS, {"format": "pt", "sha256": _checksum(weights)})
+
 
 def _files(name: str | Path, options: Mapping[str, Any]) -> list[Path]:
     """The files of a network's folder, or of the hub's copy here."""
@@ -74,7 +82,23 @@ def _files(name: str | Path, options: Mapping[str, Any]) -> list[Path]:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file; InputError where it cannot be read or its checksum, if it has one, does not match."""
     try:
-        return load_file(path)
+        weights = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    checksum = metadata.pop("sha256", None)
+    if metadata not in ({}, {"format": "pt"}) or checksum not in (None, _checksum(weights)):
+        raise InputError(f"{path} is damaged: its checksum does not match")
+    return weights
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, shapes, dtypes and numbers."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(repr((name, weight.dtype, tuple(weight.shape))).encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

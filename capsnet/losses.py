@@ -1,10 +1,10 @@
 """The two losses of Sabour, Frosst and Hinton (2017): the margin loss (Eq. 4) and the reconstruction loss (4.1)."""
 
-import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.inputs import check_labels, one_hot
 
 
 def margin_loss(
@@ -13,11 +13,14 @@ def margin_loss(
     """Ask the true class's capsule to be longer than `present` and every other one to be shorter than `absent`.
 
     L_k = T_k max(0, m⁺ - |v_k|)² + λ (1 - T_k) max(0, |v_k| - m⁻)² (Eq. 4), summed over the classes k and averaged
-    over the images.
+    over the images. Raises InputError for labels that are not whole numbers from 0 to j - 1, one an image.
 
     lengths [b, j], labels [b] → a scalar
     """
-    truth = F.one_hot(labels, lengths.shape[-1]).to(lengths.dtype)  # [b, j]
+    if lengths.ndim != 2 or not lengths.is_floating_point():
+        raise InputError(f"lengths are floats [b, j], not {lengths.dtype} of shape {list(lengths.shape)}")
+    check_labels(labels, *lengths.shape)
+    truth = one_hot(labels, lengths)  # [b, j]
     missing = truth * (present - lengths).relu().square()
     spurious = (1 - truth) * (lengths - absent).relu().square()
     return reduce(missing + down_weight * spurious, "b j -> b", "sum").mean()

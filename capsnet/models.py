@@ -14,11 +14,11 @@ from capsnet.checks import (
     Size,
     Slope,
     check_arguments,
-    check_images,
     check_parameters,
 )
 from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
+from capsnet.inputs import check_images, check_labels, one_hot
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, channels_last
 from capsnet.ops.reference import Gradient
 
@@ -107,7 +107,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
             _initialise_as_the_authors(self)
 
     def encode(self, images: Tensor) -> Tensor:
-        """See one capsule a class; InputError for images of another shape than the network's.
+        """See one capsule a class; InputError for images of another shape, dtype or device than the network's.
 
         images [b, c, h, w] in [0, 1] → capsules [b, j, e]
         """
@@ -119,17 +119,21 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
 
         images [b, c, h, w] in [0, 1] → children [b, i, d]
         """
-        check_images(images, self.image_shape)
+        check_images(images, self.image_shape, self.conv1.weight)
         x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
         return self.primary_caps(x)  # [b, 1152, 8]
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
-        """Draw what one capsule of each image stands for, all others set to zero; InputError without a decoder.
+        """Draw what one capsule of each image stands for, all others set to zero.
+
+        Raises InputError without a decoder, and for classes that are not whole numbers from 0 to j - 1, one an image.
 
         capsules [b, j, e], classes [b] → drawing [b, c, h, w] in [0, 1]
         """
         self.check_draws()
-        mask = F.one_hot(classes, capsules.shape[1]).to(capsules.dtype)  # [b, j]
+        b, j, _ = capsules.shape
+        check_labels(classes, b, j, "classes")
+        mask = one_hot(classes, capsules[..., 0])  # [b, j]
         return self.decoder(capsules * mask.unsqueeze(-1))  # type: ignore[misc]  # it is there, as checked
 
     def check_draws(self) -> None:

@@ -1,5 +1,6 @@
 """The ways to train that have a name: a sub-class of Recipe for each, with what it takes and what it gave."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -175,5 +176,5 @@ def find_recipe(name: str) -> type[Recipe]:
     Raises InputError for an unknown one.
     """
     if name not in RECIPES:
-        raise InputError(f"no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        raise InputError(f"no recipe {reprlib.repr(name)}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -11,18 +11,15 @@ report.html       the numbers, the recipe and the pictures, in one file
 run.lock          held by the process that trains
 """
 
-import io
 import json
 import logging
 import shlex
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, with_config
-from safetensors import SafetensorError
 
 from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network
@@ -153,12 +150,7 @@ class Run:
         if not (self.best / "model.safetensors").exists():
             raise InputError(f"{self.folder} has no trained network yet: train it with `{self.resume_command()}`")
         kind = CapsNet if self.recipe.network == "capsnet" else ConvBaseline
-        try:
-            with redirect_stdout(io.StringIO()):  # the mixin prints where it reads from
-                network = kind.from_pretrained(self.best).eval()
-        except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.best} does not hold the weights of its config.json: {reason}") from error
+        network = kind.from_pretrained(self.best)
         if (network.image_shape, network.classes) != (self.image_shape, len(self.classes)):
             raise InputError(
                 f"{self.best} is a network for {network.classes} classes and images {network.image_shape}, but "

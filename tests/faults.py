@@ -97,8 +97,8 @@ FAULTS = {
     ),
     "6c the margin loss is of a softmax of the lengths": Fault(
         "losses.py",
-        "    truth = F",
-        "    lengths = lengths.softmax(dim=-1)\n    truth = F",
+        "    truth = one",
+        "    lengths = lengths.softmax(dim=-1)\n    truth = one",
         "test_losses.py::test_the_margin_loss_is_eq_4_summed_over_classes_and_averaged_over_images",
     ),
     "7 the drawing loss is a mean over pixels": Fault(

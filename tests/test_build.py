@@ -110,3 +110,18 @@ def test_the_seed_alone_decides_the_initial_weights():
     torch.rand(5)
     assert torch.equal(weights(build_network(TINY, (1, 8, 8), 10)), first)
     assert not torch.equal(weights(build_network(replace(TINY, seed=1), (1, 8, 8), 10)), first)
+
+
+@pytest.mark.parametrize("network", ["capsnet", "cnn", "small-cnn"])
+def test_building_a_network_leaves_the_callers_random_numbers_as_they_were(network):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_network(replace(TINY, network=network), (1, 8, 8), 10)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_weights_of_a_seed_are_those_that_pytorch_draws_from_it():
+    torch.manual_seed(7)
+    expected = weights(ConvBaseline((1, 8, 8), 10, size="small"))
+    assert torch.equal(weights(build_network(replace(TINY, network="small-cnn", seed=7), (1, 8, 8), 10)), expected)

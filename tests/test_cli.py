@@ -2,53 +2,33 @@
 
 import json
 import os
-import pty
+import random
 import re
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+import torch
 from PIL import Image
 
-from capsnet.cli import main, parse
+from capsnet.build import build_network
+from capsnet.cli import parse
 from capsnet.data import sources
+from capsnet.errors import InputError
+from capsnet.evaluation import Evaluation
+from capsnet.printing import print_evaluation
+from capsnet.recipe import Recipe
 from capsnet.recipes import RECIPES
 from capsnet.runs import load_run
+from capsnet.verbs import VERBS, find_verb
+from tests.commands import COMMAND, SMALL, capsnet, files
 from tests.training import few_digits
-
-COMMAND = [sys.executable, "-c", "from capsnet.cli import main; main()"]
-SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch 32")
-
-
-class Said(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def capsnet(*arguments):
-    """Run a command line in this process."""
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        patch.setattr(sys, "argv", ["capsnet", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-    return Said(status, out.getvalue(), err.getvalue())
-
-
-def files(folder):
-    """The files of a folder, and when each was last written to."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +154,8 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
     ("line", "words"),
     [
         ("", "name a verb: one of train, evaluate, predict, figures, drawings, masks, tweaks, couplings, "),
+        (5000 * "9", "no verb '999999999999...9999999999999': choose one of train"),
+        (f"train digits --recipe {5000 * '9'}", "no recipe '999999999999...9999999999999': choose one of paper"),
         ("fly", "no verb 'fly': choose one of train, evaluate, predict, "),
         ("--wings", "no verb '--wings'"),
         ("evaluate ended --recipe paper", "--recipe"),
@@ -183,11 +165,46 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("train digits --recipe", "--recipe"),
         ("train digits --run", "--run"),
         ("train digits --epochs many", "--epochs"),
-        ("train digits --epochs 0", "--epochs must be at least 1, not 0"),
-        ("train digits --rate nan", "--rate must be above 0, not nan"),
-        ("train digits --reconstruction nan", "--reconstruction must be at least 0, not nan"),
-        ("train digits --seed 99999999999", "--seed must be at least 0 and below 2**32"),
+        ("train digits --epochs 0", "--epochs must be greater than or equal to 1, not 0"),
+        ("train digits --rate nan", "--rate must be a finite number, not nan"),
+        ("train digits --reconstruction nan", "--reconstruction must be a finite number, not nan"),
+        ("train digits --seed 99999999999", "--seed must be less than 4294967296, not 99999999999"),
         ("train digits --network mlp", "--network"),
+        ("train digits --epochs 20 --steps 5", "--epochs 20 and --steps 5: set one of them"),
+        ("train digits --epochs 1e3", "--epochs: {None}|INT, not '1e3'"),
+        ("train digits --rate 100", "--rate must be less than or equal to 1, not 100.0"),
+        (
+            "train digits --primary-stride 99999999999999999999",
+            "--primary-stride must be less than or equal to",
+        ),
+        ("train digits --warmup 0.1 --schedule exponential", "--warmup without effect under --schedule exponential"),
+        ("train mnist --decay 0.5 --rate-floor 0.1", "--decay, --rate-floor without effect under --schedule one-cycle"),
+        ("train mnist --network cnn --slope 0.1", "--slope without effect under --network cnn"),
+        ("train mnist --decoder none --reconstruction 1", "--reconstruction without effect under --decoder none"),
+        (
+            "train digits --resume --run ended --recipe digits",
+            "--resume goes on by the run's own recipe: leave",
+        ),
+        ("train digits --data-dir data", "--data-dir without effect for digits: only mnist and fashion_mnist"),
+        ("train thesis --data-dir data", "--data-dir without effect for thesis"),
+        ("evaluate ended --data-dir data", "--data-dir without effect for digits"),
+        ("evaluate blind --masked-by label", "--masked-by label without effect: the network of blind has no decoder"),
+        ("drawings ended --data-dir data", "--data-dir without effect for digits"),
+        ("train ''", "an argument is empty"),
+        ("train digits --run ''", "an argument is empty"),
+        ("train digits --run=", "an argument is empty: give --run= a value"),
+        ("train ~nosuchuser", "'~nosuchuser' cannot be used as a path"),
+        ("train digits --run ~nosuchuser/run", "'~nosuchuser/run' cannot be used as a path"),
+        (f"train digits --run {300 * 'x'}", "cannot be used as a path: File name too long"),
+        (f"train {300 * 'x'}", "cannot be used as a path: File name too long"),
+        (f"train {252 * 'x'} --resume", "is no run folder"),
+        ("train digits --run nul\0nul", "'nul\\x00nul' cannot be used as a path: embedded null byte"),
+        (f"figures {300 * 'x'}", "cannot be used as a path"),
+        (f"affine ended --beside {300 * 'x'}", "cannot be used as a path"),
+        (f"predict ended {300 * 'x'}.png", "cannot be used as a path"),
+        (f"figures ended --other {300 * 'x'}", "cannot be used as a path"),
+        (f"bench --folder {300 * 'x'}", "cannot be used as a path"),
+        (f"import-weights 0.png {300 * 'x'}", "cannot be used as a path"),
         ("train digits --validation 5000", "choose --validation from 0 to 1436"),
         ("train minst", "no data set 'minst'"),
         ("train mnist --data-dir data", "say with --data-dir where they are"),
@@ -264,76 +281,149 @@ def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     assert (asked.recipe, asked.settings) == (recipe, replace(RECIPES[recipe](), epochs=epochs))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
-    monkeypatch.chdir(tmp_path)
-    line = shlex.split("train digits --run 'my run' --steps 300 --decoder none") + SMALL
-    with subprocess.Popen([*COMMAND, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        log, patience = Path("my run", "log.jsonl"), time.monotonic() + 60
-        while not (log.is_file() and log.stat().st_size) and time.monotonic() < patience:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, err = process.communicate()
-    assert process.returncode == 128 + number, err
-    way_on = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
-    step = json.loads(log.read_text().splitlines()[-1])["step"]
-    assert step < 300
-    assert capsnet(*shlex.split(way_on)).status == 0
-    results = json.loads(Path("my run", "results.json").read_text())
-    assert results["validation"][-1]["step"] == 300
-
-
-def test_a_training_outlives_its_terminal(tmp_path):
-    """The terminal is closed without a signal, as where a process was disowned."""
-    keyboard, terminal = pty.openpty()
-    line = shlex.split(f"train digits --run {tmp_path / 'run'} --epochs 1 --decoder none") + SMALL
-    with subprocess.Popen([*COMMAND, *line], stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
-        os.close(terminal)
-        while not (tmp_path / "run" / "log.jsonl").exists() and process.poll() is None:
-            time.sleep(0.01)
-        os.close(keyboard)
-        _, err = process.communicate()
-    assert load_run(tmp_path / "run").load_network()
-    assert "Traceback" not in err
-
-
-@pytest.fixture
-def read_only(here):
-    """Runs a command line while the folder that runs lie in is mounted read-only."""
-
-    def run(line):
-        program = f"mount --bind . . && mount -o remount,bind,ro . && cd . && exec {shlex.join(COMMAND)} {line}"
-        how = ["unshare", "--mount", "--map-root-user", "sh", "-c", f"cd {shlex.quote(str(here))} && {program}"]
-        return subprocess.run(how, capture_output=True, text=True, check=False)
-
-    if (
-        "cannot"
-        not in subprocess.run(
-            ["unshare", "--mount", "--map-root-user", "sh", "-c", "mount -t tmpfs none /mnt || echo cannot"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-    ):
-        return run
-    pytest.skip("a file system can be mounted neither by this user nor in a namespace of its own")
-
-
 @pytest.mark.parametrize(
-    "line",
+    ("line", "ends"),
     [
-        "train digits --run new",
-        "train digits --run ended --resume",
-        "train digits --run ended --overwrite",
-        "figures ended --only confusion",
-        "couplings ended",
-        "detection ended --count 2",
-        "import-weights x.pt new",
+        ("mnist", (None, 2000)),
+        ("mnist --epochs 20", (20, None)),
+        ("mnist --epochs=20", (20, None)),
+        ("mnist --steps 9", (None, 9)),
+        ("digits --steps 9", (None, 9)),
+        ("mnist --recipe official --epochs 3", (3, None)),
+        ("digits --run ended --resume", (1, None)),
+        ("digits --run ended --resume --steps 99", (None, 99)),
+        ("digits --run blind --resume --epochs 2", (2, None)),
     ],
 )
-def test_on_a_read_only_file_system_there_is_one_line(read_only, here, line):
-    before = files(here)
-    process = read_only(line)
-    assert process.returncode == 2, process
-    assert re.fullmatch("(.*\n)?capsnet: [^\n]+\n", process.stderr), process.stderr
-    assert files(here) == before
+def test_epochs_or_steps_of_the_command_line_take_the_place_of_the_recipe_s(here, line, ends):
+    settings = parse(["train", *shlex.split(line)]).settings
+    assert (settings.epochs, settings.steps) == ends
+
+
+@pytest.mark.parametrize("line", ["--conv_channels 8 digits", "--no-prior digits", "--data_dir digits mnist"])
+def test_a_flag_in_any_spelling_is_not_taken_for_the_data(line):
+    assert parse(["train", *shlex.split(line)]).recipe == ("fast" if "mnist" in line else "digits")
+
+
+def test_a_tilde_in_a_path_is_the_home_folder():
+    asked = parse(["affine", "~/run", "--beside", "~/a", "~/b"])
+    assert (asked.run, asked.beside) == (Path.home() / "run", (Path.home() / "a", Path.home() / "b"))
+
+
+ODD = (
+    *("", "-1", "0", "1", "99999999999999999999", "9" * 5000, "1.5", "1e400", "nan", "-inf", "None", "True", "x" * 300),
+    *(
+        "é",
+        "\U0001f600",
+        "a\0b",
+        "\udcff",
+        "\ud800",
+        "~",
+        "~nosuchuser",
+        "/",
+        ".",
+        "..",
+        "-",
+        "--",
+        "--help=1",
+        "[red]",
+    ),
+    *("a\nb", "mnist", "digits", "exponential", "one-cycle", "none", "small-cnn", "last", "{}", "%s", "a b"),
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_command_line_ends_in_anything_but_a_verb_a_help_or_one_line(here, seed):
+    draw = random.Random(seed)
+    for _ in range(75):
+        name = draw.choice(["train"] * 6 + [*VERBS])
+        flags = [field.name for field in fields(find_verb(name))] + [field.name for field in fields(Recipe)]
+        line = [name, draw.choice(["digits", "ended", draw.choice(ODD)])]
+        for _ in range(draw.randrange(4)):
+            line += [
+                draw.choice(["--{}", "--{}", "--no-{}"]).format(draw.choice(flags).replace("_", draw.choice("-_")))
+            ]
+            line += [draw.choice(ODD)] * draw.choice([0, 1, 1, 1, 2])
+        refusal = answer_to(line)
+        assert "\n" not in refusal, line
+        assert len(refusal) < 1000, line
+
+
+def answer_to(line):
+    """What a command line is refused with, when its settings are read and its network is built without memory."""
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            verb = parse(line)
+        if line[0] == "train" and not verb.resume:
+            verb.settings.check_effects()
+            with torch.device("meta"):
+                build_network(verb.settings, (1, 28, 28), 10)
+    except InputError as error:
+        return str(error)
+    except SystemExit as stop:
+        return f"a status of {stop.code}\n" if stop.code else ""
+    return ""
+
+
+OFFLINE = """
+import socket, sys
+
+def refuse(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        raise SystemExit(f"{sys.argv} asks {address}")
+    return connect(self, address)
+
+connect, socket.socket.connect, socket.socket.connect_ex = socket.socket.connect, refuse, refuse
+socket.getaddrinfo = lambda *address, **_: sys.exit(f"{sys.argv} looks up {address}")
+from capsnet.cli import main
+for line in LINES:
+    sys.argv = ["capsnet", *line.split()]
+    main()
+"""
+
+
+def test_no_command_touches_the_network_unasked(place, tmp_path):
+    lines = [f"train digits --run run --steps 2 {shlex.join(SMALL)}", "evaluate run", f"predict run {place / '0.png'}"]
+    lines += ["figures run --only confusion", "drawings run"]
+    program = OFFLINE.replace("LINES", repr(lines))
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "figures" / "drawings.png").is_file()
+
+
+@pytest.mark.parametrize("name", [f"photos_single_{'long' * 50}.png", "[bold]x[red].png", "a\nb :smile:.png"])
+def test_a_table_in_a_pipe_cuts_no_name(here, tmp_path, name):
+    shutil.copy("0.png", tmp_path / name)
+    line = ["predict", "ended", str(tmp_path / name), "0.png", "0.png"]
+    result = subprocess.run([*COMMAND, *line], capture_output=True, text=True, env=os.environ | {"COLUMNS": "40"})
+    assert result.returncode == 0, result.stderr
+    rows = [row for row in result.stdout.splitlines() if ".png" in row]
+    assert len(rows) == 3
+    assert str(tmp_path / name).replace("\n", "\\n") in rows[0]
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_a_terminal_breaks_a_long_name_to_lines_and_cuts_nothing(here, tmp_path):
+    path = tmp_path / f"{'long' * 50}.png"
+    shutil.copy("0.png", path)
+    line = shlex.join([*COMMAND, "predict", "ended", str(path)])
+    result = subprocess.run(["script", "-qec", f"stty cols 100; {line}", "/dev/null"], capture_output=True, text=True)
+    assert "…" not in result.stdout
+    first_cells = [row.split("│")[1].strip() for row in result.stdout.splitlines() if row.count("│") == 7]
+    assert "".join(first_cells) == str(path)
+
+
+def test_the_table_of_an_evaluation_in_a_pipe_cuts_no_class():
+    classes = ("a class of " + "many " * 60 + "words", "[red]")
+    with redirect_stdout(StringIO()) as out:
+        print_evaluation(Evaluation(3, 1, [[1, 1], [0, 1]], None, "prediction"), classes)
+    first, second = (row for row in out.getvalue().splitlines() if "%" in row and "│" in row)
+    assert classes[0] in first
+    assert "[red] (1)" in first
+    assert classes[1] in second
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_traceback(here):
+    line = shlex.join([*COMMAND, "evaluate", "ended", "--json"])
+    result = subprocess.run(["bash", "-c", f"{line} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert result.stderr == ""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import answer, answers, evaluate
@@ -118,3 +119,19 @@ def test_going_no_further_than_a_first_batch_leaves_the_network_in_its_mode(five
 def test_without_images_there_is_nothing_to_judge():
     with pytest.raises(InputError, match="there are no images to evaluate on"):
         evaluate(Known(), images_that_say([], []))
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: CapsNet((1, 18, 18), 3, conv_channels=4), lambda: ConvBaseline((1, 18, 18), 3, "small")]
+)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_scores_that_are_not_finite_are_refused_with_what_is_at_fault(network, number):
+    network, images = network(), torch.rand(3, 1, 18, 18)
+    spoilt = images.clone()
+    spoilt[1, 0, 5, 5] = number
+    with pytest.raises(InputError, match="image 1 of 3 has pixels that are NaN or infinite: leave it out"):
+        answer(network, spoilt)
+    name, weight = next(iter(network.named_parameters()))
+    weight.data.view(-1)[0] = number
+    with pytest.raises(InputError, match=f"the network's {name} has numbers that are NaN or infinite: train it again"):
+        answer(network, images)

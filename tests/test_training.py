@@ -195,6 +195,34 @@ def test_a_compiled_network_has_the_same_losses(tmp_path):
     assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-4)
 
 
+class TooLarge(ImageSet):
+    """Stands for images that do not fit on a GPU, which no test has."""
+
+    def to(self, device):
+        raise torch.OutOfMemoryError
+
+
+def test_images_for_which_the_device_has_no_room_stay_where_they_are(tmp_path, data, caplog):
+    whole = weights(train(tmp_path / "whole", data=data))
+    large = replace(data, train=TooLarge(data.train.images, data.train.labels))
+    assert torch.equal(weights(train(tmp_path / "large", data=large)), whole)
+    assert "the training images do not fit on cpu: each batch is copied there" in caplog.text
+
+
+def test_images_are_left_where_they_are_if_that_is_asked_for(tmp_path, data, caplog):
+    run = start_run(tmp_path / "run", TINY, data)
+    large = replace(data, train=TooLarge(data.train.images, data.train.labels))
+    training.train(run, large, images_on_device=False)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_checkpoints_that_are_no_time_apart_are_refused(tmp_path, minutes, data):
+    run = start_run(tmp_path / "run", TINY, data)
+    with pytest.raises(InputError, match="checkpoints are more than 0 minutes apart, not"):
+        training.train(run, data, save_minutes=minutes)
+
+
 def test_the_trained_network_is_returned_in_evaluation_mode(tmp_path, data):
     run = start_run(tmp_path / "run", TINY, data)
     network = training.train(run, data)

@@ -1,6 +1,9 @@
 """Weights of other implementations, once imported, give the lengths and the drawings that they gave there."""
 
+import io
 import os
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -189,7 +192,7 @@ def test_what_no_such_network_has_is_refused():
         import_pytorch(pytorch_weights() | {"fc9.weight": torch.ones(2)})
     with pytest.raises(InputError, match="is at least 0, not -1"):
         import_pytorch(pytorch_weights(), -1)
-    with pytest.raises(InputError, match="at least one iteration, not 0"):
+    with pytest.raises(InputError, match="greater than or equal to 1, not 0"):
         import_keras(keras_weights(), 0)
 
 
@@ -221,13 +224,20 @@ def write_bad_files(folder):
     (folder / "empty.pth").write_bytes(b"")
     torch.save(torch.nn.Linear(2, 2), folder / "module.pt")
     torch.save([torch.ones(2)], folder / "list.pt")
+    torch.save(torch.ones(2), folder / "tensor.pt")
+    torch.save({"model": {3: [{"conv1.weight": (torch.ones(2),)}]}}, folder / "nested.pt")
+    torch.save(None, folder / "none.pt")
+    (folder / "folder.pt").mkdir()
+    (folder / "folder.npz").mkdir()
     np.savez(folder / "named.npz", conv1=np.ones(2))
     np.savez(folder / "objects.npz", np.array([{}], dtype=object))
+    np.savez(folder / "records.npz", np.zeros(2, [("w", "f4")]))
+    np.savez(folder / "text.npz", np.array(["conv1"]))
     (folder / "damaged.npz").write_bytes(b"PK")
 
 
-BAD_FILES = ("damaged.pt", "empty.pth", "module.pt", "list.pt", "gone.pt")
-BAD_FILES += ("named.npz", "objects.npz", "damaged.npz", "gone.npz")
+BAD_FILES = ("damaged.pt", "empty.pth", "module.pt", "list.pt", "tensor.pt", "nested.pt", "none.pt", "gone.pt")
+BAD_FILES += ("named.npz", "objects.npz", "records.npz", "text.npz", "damaged.npz", "gone.npz")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -237,6 +247,60 @@ def test_a_file_without_weights_is_refused_in_one_line_and_nothing_is_written(tm
         import_weights(tmp_path / name, tmp_path / "net")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("name", ["folder.pt", "folder.npz"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, name):
+    write_bad_files(tmp_path)
+    with pytest.raises(InputError, match=rf"{name} cannot be read: it is not a regular file"):
+        import_weights(tmp_path / name, tmp_path / "net")
+
+
+def odd_weights():
+    """Weights that a state dict can hold in the place of a tensor of numbers, by what they are."""
+    kernel = torch.ones(6, 1, 3, 3)
+    return {
+        "a number": 3,
+        "text": "kernel",
+        "a list": [kernel],
+        "complex": kernel * 1j,
+        "sparse": kernel.to_sparse(),
+        "expanded": torch.ones(1).expand(6, 1, 3, 3),
+        "without numbers": kernel.to("meta"),
+    }
+
+
+@pytest.mark.parametrize("kind", odd_weights())
+def test_a_weight_that_is_no_plain_tensor_is_refused_by_name(kind):
+    weights = pytorch_weights(decoder=False) | {"conv1.weight": odd_weights()[kind]}
+    with pytest.raises(InputError, match=r"^conv1\.weight is no dense tensor of real numbers: give the weights"):
+        import_pytorch(weights)
+
+
+def test_shapes_that_do_not_fit_are_compared_before_a_network_is_made_of_them():
+    weights = pytorch_weights(decoder=False)
+    weights["conv1.weight"] = torch.ones(2**20, 1, 3, 3)
+    weights["primaryCaps.conv.weight"] = torch.ones(TYPES * CHILD_DIM, 1, 999, 999)  # a network of 33 TB
+    with pytest.raises(InputError, match=r"but the other weights ask for"):
+        import_pytorch(weights)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.npz"])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_before_it_is_unpacked(tmp_path, name):
+    torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "net.pt")
+    np.savez_compressed(tmp_path / "net.npz", np.ones(2))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (300 << 20,)})
+    bomb = "net/data/9" if name == "net.pt" else "arr_1.npy"
+    with zipfile.ZipFile(tmp_path / name, "a", zipfile.ZIP_DEFLATED) as archive, archive.open(bomb, "w") as member:
+        member.write(header.getvalue())
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=rf"{name} would unpack to \d+ bytes, more than 256 MiB and 20 times its size"):
+        import_weights(tmp_path / name, tmp_path / "net")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 class Trap:

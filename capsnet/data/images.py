@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes a pixel, and so 1.2 GB
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 NOT_IMAGES = frozenset({".csv", ".db", ".ini", ".json", ".md", ".txt"})
 
 
@@ -155,9 +156,11 @@ def _decoded(source: "str | Path | Image.Image", background: int = 0) -> "Image.
 
 def _check_decodable(image: "Image.Image") -> None:
     """Refuse what its header alone tells is not to be decoded."""
-    width, height = image.size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"its {width} x {height} pixels are not from 1 to {MAX_PIXELS}")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
+    tile = tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
+    for what, (width, height) in (("", image.size), (" a tile", tile)):
+        if not 0 < width * height <= MAX_PIXELS:
+            raise ValueError(f"its {width} x {height} pixels{what} are not from 1 to {MAX_PIXELS}")
     if image.format == "EPS":
         raise ValueError("EPS is a program, which would be run")
 

@@ -44,20 +44,19 @@ def route_without_votes(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    children, weight, prior, bias, _, ctx.leaky, ctx.through = inputs
-    ctx.has_bias = bias is not None
+    children, weight, prior, _, _, ctx.leaky, ctx.through = inputs
     ctx.save_for_backward(children, weight, prior, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(gradients: Callable[..., Any], ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     children, weight, prior, sums = ctx.saved_tensors
-    inputs = children, weight, prior, sums, grad, ctx.leaky, ctx.through
+    needs = list(ctx.needs_input_grad[:4])  # those of a frozen network's weights are false
+    inputs = children, weight, prior, sums, grad, ctx.leaky, ctx.through, needs
     cast = torch.amp.is_autocast_available(grad.device.type)
     with torch.autocast(grad.device.type, enabled=False) if cast else nullcontext():
-        to_children, to_weight, to_prior, to_bias = gradients(*inputs)
-    present = (to_prior if prior is not None else None, to_bias if ctx.has_bias else None)
-    return to_children, to_weight, *present, None, None, None
+        found = gradients(*inputs)
+    return *(t if need else None for t, need in zip(found, needs, strict=True)), None, None, None
 
 
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -116,7 +115,7 @@ def _one_by_one(
     function: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[Any, Any]:
     rows = [
-        function(*(a if dim is None else a.select(dim, v) for a, dim in zip(args, in_dims, strict=True)))
+        function(*(a.select(dim, v) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)))
         for v in range(info.batch_size)
     ]
     return tuple(torch.stack(row) for row in zip(*rows, strict=True)), (0,) * len(rows[0])

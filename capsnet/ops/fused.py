@@ -6,6 +6,7 @@ plain PyTorch, `native` in C and `kernels` in Triton; all else is of the parents
 the iterations from the last to the first, since V_j of an iteration has a gradient from every later one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,11 +61,18 @@ def _(
 
 
 def route_backward(
-    children: Tensor, weight: Tensor, prior: Tensor | None, sums: Tensor, grad: Tensor, leaky: bool, through: bool
+    children: Tensor,
+    weight: Tensor,
+    prior: Tensor | None,
+    sums: Tensor,
+    grad: Tensor,
+    leaky: bool,
+    through: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients for children, weight, prior and bias, of parents whose gradient is grad [b, j, e].
 
-    A prior that is None has an empty gradient.
+    `needs` says which of the four are computed; the others are empty.
     """
     passes, last = _passes(children, weight, prior, leaky), len(sums) - 1
     parents = squash(sums)
@@ -80,11 +88,15 @@ def route_backward(
     first = last if not through else 0
     even = to_sums[0] / _shares(weight, leaky) if first == 0 and prior is None else None
     some = slice(first + (even is not None), None)
-    to_children, to_weight, to_prior = passes.gradients(agreed[some], to_sums[some], even, through)
-    to_bias = reduce(to_sums, "r b j e -> j e", "sum")
-    to_prior = sums.new_empty(0) if prior is None or to_prior is None else to_prior.to(prior.dtype)
-    to_children, to_weight = to_children.to(children.dtype), to_weight.to(weight.dtype)
-    return to_children.contiguous(), to_weight.contiguous(), to_prior, to_bias
+    *needs_pass, needs_bias = needs
+    found: list[Tensor | None] = [None] * 3
+    if any(needs_pass):
+        found = passes.gradients(agreed[some], to_sums[some], even, through, needs_pass)
+    to_inputs = (
+        sums.new_empty(0) if t is None or like is None else t.to(like.dtype).contiguous()
+        for t, like in zip(found, (children, weight, prior), strict=True)
+    )
+    return *to_inputs, reduce(to_sums, "r b j e -> j e", "sum") if needs_bias else sums.new_empty(0)  # type: ignore[return-value]
 
 
 routed_backward = torch.library.custom_op("capsnet::route_backward", route_backward, mutates_args=())
@@ -92,10 +104,20 @@ routed_backward = torch.library.custom_op("capsnet::route_backward", route_backw
 
 @routed_backward.register_fake
 def _(
-    children: Tensor, weight: Tensor, prior: Tensor | None, sums: Tensor, grad: Tensor, leaky: bool, through: bool
+    children: Tensor,
+    weight: Tensor,
+    prior: Tensor | None,
+    sums: Tensor,
+    grad: Tensor,
+    leaky: bool,
+    through: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    to_prior = sums.new_empty(0) if prior is None else prior.new_empty(prior.shape)
-    return children.new_empty(children.shape), weight.new_empty(weight.shape), to_prior, sums.new_empty(sums.shape[2:])
+    likes = children, weight, prior, sums[0, 0]
+    return tuple(  # type: ignore[return-value]
+        like.new_empty(like.shape) if need and like is not None else sums.new_empty(0)
+        for like, need in zip(likes, needs, strict=True)
+    )
 
 
 def _passes(children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> Any:

@@ -17,6 +17,7 @@ are split too. Nothing is added atomically, so equal inputs give equal bits. bfl
 here as tf32, which holds its digits and has the range of float32 that gradients need.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from capsnet.errors import InputError
-from capsnet.ops.streaming import add_even_gradients, sum_evenly
+from capsnet.ops.streaming import Gradients, add_even_gradients, empty_gradients, sum_evenly
 
 INTERPRETED = triton.knobs.runtime.interpret
 COUNT = tl.constexpr if INTERPRETED else int  # of a loop: Triton's interpreter has them known, as a range of its own
@@ -92,10 +93,10 @@ class Passes(NamedTuple):
         return pull(self.children, self.weight, agreed, self.prior, self.leaky, grad)
 
     def gradients(
-        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool, needs: Sequence[bool]
+    ) -> Gradients:
         """See `gradients` below; `even` is that of `streaming.Passes.gradients`."""
-        grads = gradients(self.children, self.weight, agreed, self.prior, self.leaky, grad, through)
+        grads = gradients(self.children, self.weight, agreed, self.prior, self.leaky, grad, through, needs)
         if even is not None:
             add_even_gradients(self.children, self.weight, even, *grads[:2])
         return grads
@@ -133,22 +134,25 @@ def gradients(
     leaky: bool,
     grad: Tensor,
     through: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    needs: Sequence[bool] = (True, True, True),
+) -> Gradients:
     """The gradients of Σ_t <weighted_sum(..., agreed_t, ...), grad_t> for children, weight and prior.
 
     A vote's gradient is Σ_t (c_ij^t grad_j^t + p_ij^t V_j^t), with c and p as in `pull`; without `through` its second
-    term is left out, as the agreement is then a constant. Raises as `weighted_sum` does.
+    term is left out, as the agreement is then a constant. `needs` says which of the three are computed. Raises as
+    `weighted_sum` does.
 
-    agreed [t, b, j, e], grad [t, b, j, e], others as in `weighted_sum` → [b, i, d], [i, j, d, e] and [i, j] (None
-    without a prior) in float32 (float64 of float64)
+    agreed [t, b, j, e], grad [t, b, j, e], others as in `weighted_sum` → [b, i, d], [i, j, d, e] and [i, j] in float32
+    (float64 of float64), each None where it is not needed or there is no prior
     """
     plan, exact = _plan(children, weight)
     t, b, i, j = len(grad), *children.shape[:2], weight.shape[1]
-    work = children.numel() and weight.numel()
-    make = children.new_empty if work else children.new_zeros
-    grad_children, grad_weight = make(children.shape, dtype=exact), make(weight.shape, dtype=exact)
-    grad_prior = None if prior is None else make(prior.shape, dtype=exact)
-    if work:
+    grad_children, grad_weight, grad_prior = empty_gradients((children, weight, prior), needs, exact)
+    if not children.numel() or not weight.numel():
+        for zeros in (grad_children, grad_weight, grad_prior):
+            if zeros is not None:
+                zeros.zero_()
+    else:
         tensors, warps = _prepared(exact, children, weight, agreed, prior, grad), plan.tile.warps
         found = *tensors, *children.new_empty(3, t, b, i, dtype=exact)  # the statistics are the last three
         blocks, image_blocks = triton.cdiv(i, plan.tile.children), triton.cdiv(b, plan.tile.images)
@@ -157,9 +161,10 @@ def gradients(
                 *found, grad_children, b, COUNT(t), leaky, through, *plan, num_warps=warps
             )
             results = grad_weight, grad_prior
-            _weight_gradient[(blocks * j,)](
-                *found, *results, b, COUNT(t), COUNT(image_blocks), through, *plan, num_warps=warps
-            )
+            if any(result is not None for result in results):
+                _weight_gradient[(blocks * j,)](
+                    *found, *results, b, COUNT(t), COUNT(image_blocks), through, *plan, num_warps=warps
+                )
     return grad_children, grad_weight, grad_prior
 
 
@@ -273,7 +278,10 @@ def _children_gradient(
     LEAKY: tl.constexpr, THROUGH: tl.constexpr,
     shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
-    """Σ_t Σ_j W_ij (c_ij grad_j + p_ij V_j) of a tile of images and children, and the statistics [t, b, i]."""
+    """Σ_t Σ_j W_ij (c_ij grad_j + p_ij V_j) of a tile of images and children, and the statistics [t, b, i].
+
+    Without grad_children it finds the statistics alone.
+    """
     block = tl.program_id(0)
     images = tl.program_id(1) * TILE.images + tl.arange(0, TILE.images)
     present = images < b
@@ -286,17 +294,19 @@ def _children_gradient(
         tl.store(largest + pairs, top, mask=inside)
         tl.store(inverse + pairs, scale, mask=inside)
         tl.store(mean + pairs, average, mask=inside)
-        for j in range(shape.j):
-            v = _load_parents(agreed, rows, present, j, shape, TILE, MATH)
-            g = _load_parents(grad, rows, present, j, shape, TILE, MATH)
-            w = _load_matrices(weight, block, j, shape, TILE, MATH)
-            logits, a, wv, wg = _agreements(v, g, prior, x, w, block, j, shape, TILE, MATH)
-            couplings = tl.exp(logits - top) * scale
-            total += _along_depth(couplings, TILE) * wg
-            if THROUGH and agreed is not None:
-                total += _along_depth(couplings * (a - average), TILE) * wv
-    places, inside = _places(images, present, block, shape, TILE)
-    tl.store(grad_children + places, total, mask=inside)
+        if grad_children is not None:
+            for j in range(shape.j):
+                v = _load_parents(agreed, rows, present, j, shape, TILE, MATH)
+                g = _load_parents(grad, rows, present, j, shape, TILE, MATH)
+                w = _load_matrices(weight, block, j, shape, TILE, MATH)
+                logits, a, wv, wg = _agreements(v, g, prior, x, w, block, j, shape, TILE, MATH)
+                couplings = tl.exp(logits - top) * scale
+                total += _along_depth(couplings, TILE) * wg
+                if THROUGH and agreed is not None:
+                    total += _along_depth(couplings * (a - average), TILE) * wv
+    if grad_children is not None:
+        places, inside = _places(images, present, block, shape, TILE)
+        tl.store(grad_children + places, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["b", "iterations", "image_blocks"])
@@ -305,7 +315,10 @@ def _weight_gradient(
     THROUGH: tl.constexpr,
     shape, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
-    """Σ_b,t x_i ⊗ (c_ij grad_j + p_ij V_j) of a tile of children and one parent, and Σ_b,t p_ij for the prior."""
+    """Σ_b,t x_i ⊗ (c_ij grad_j + p_ij V_j) of a tile of children and one parent, and Σ_b,t p_ij for the prior.
+
+    Each only where there is memory for it.
+    """
     block = tl.program_id(0) // shape.j  # one axis of the grid, since only the first is long enough for any j
     j = tl.program_id(0) % shape.j
     w = _load_matrices(weight, block, j, shape, TILE, MATH)
@@ -323,14 +336,16 @@ def _weight_gradient(
             pairs, inside = _pairs(rows, present, block, shape, TILE)
             c = _couplings(logits, largest, inverse, pairs, inside)
             p = c * (a - tl.load(mean + pairs, mask=inside, other=0.0))
-            shared = tl.trans(_scale(c, x, TILE, MATH))
-            total = tl.dot(shared, g, total, input_precision=MATH.rounding, out_dtype=MATH.exact)
-            if THROUGH and agreed is not None:
-                shared = tl.trans(_scale(p, x, TILE, MATH))
-                total = tl.dot(shared, v, total, input_precision=MATH.rounding, out_dtype=MATH.exact)
+            if grad_weight is not None:
+                shared = tl.trans(_scale(c, x, TILE, MATH))
+                total = tl.dot(shared, g, total, input_precision=MATH.rounding, out_dtype=MATH.exact)
+                if THROUGH and agreed is not None:
+                    shared = tl.trans(_scale(p, x, TILE, MATH))
+                    total = tl.dot(shared, v, total, input_precision=MATH.rounding, out_dtype=MATH.exact)
             pulled += tl.sum(p, axis=0)  # over the images
-    places, inside = _matrix_places(block, j, shape, TILE)
-    tl.store(grad_weight + places, total, mask=inside)
+    if grad_weight is not None:
+        places, inside = _matrix_places(block, j, shape, TILE)
+        tl.store(grad_weight + places, total, mask=inside)
     if grad_prior is not None:
         i = block * TILE.children + tl.arange(0, TILE.children)
         tl.store(grad_prior + i * shape.j + j, pulled, mask=i < shape.i)

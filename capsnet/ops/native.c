@@ -6,7 +6,7 @@ once and W_ij, the same for all, is a scalar. Layouts, all contiguous:
 x, grad_x               [blocks, i, D] of vec
 w, grad_w               [i, j, D, E]
 agreed, grad, even, sum [blocks, j, E] of vec ([t, blocks, j, E] in `gradients`)
-prior, grad_prior       [i, j], or NULL
+prior, grad_prior       [i, j], or NULL (as grad_x and grad_w may be)
 scratch                 vecs, as many as `scratch_size` says
 
 Each of the workers, which are OpenMP's threads and so PyTorch's, does its own part of the children with its own scratch
@@ -200,11 +200,12 @@ INLINE void multiply(int some, const vec *const *x, const vec *grad, long stride
         }
 }
 
-/* What goes through one child of a block of images. The pointers v, g and even are that block's. */
+/* What goes through one child of a block of images. The pointers v, g and even are that block's; to_x may be NULL, and
+without votes nothing but to_prior is asked for. */
 static inline void descend(const shape *s, long times, long through, const vec *restrict x, const REAL *restrict w,
                            const vec *restrict v, const REAL *restrict prior, const vec *restrict g,
-                           const vec *restrict even, vec *restrict to_x, vec *restrict to_votes, vec *restrict to_prior,
-                           vec *restrict couplings) {
+                           const vec *restrict even, long votes, vec *restrict to_x, vec *restrict to_votes,
+                           vec *restrict to_prior, vec *restrict couplings) {
     long parents = s->parents, all = s->blocks * parents * E;
     vec *pushes = couplings + times * parents;
     for (long j = 0; j < parents; j++) {
@@ -220,6 +221,7 @@ static inline void descend(const shape *s, long times, long through, const vec *
         stray(parents, couplings + t * parents, pushes + t * parents);
         for (long j = 0; j < parents; j++) to_prior[j] += pushes[t * parents + j];
     }
+    if (!votes) return;
     vec total[D] = {0};
     for (long j = 0; j < parents; j++, w += D * E) {
         vec to_vote[E];
@@ -229,10 +231,12 @@ static inline void descend(const shape *s, long times, long through, const vec *
             if (through) add(pushes[t * parents + j], v + t * all + j * E, to_vote);
         }
         for (int e = 0; e < E; e++) to_votes[j * E + e] = to_vote[e]; /* to_vote, never indexed, stays in registers */
-        for (int e = 0; e < E; e++)
-            for (int d = 0; d < D; d++) total[d] += w[d * E + e] * to_votes[j * E + e];
+        if (to_x)
+            for (int e = 0; e < E; e++)
+                for (int d = 0; d < D; d++) total[d] += w[d * E + e] * to_votes[j * E + e];
     }
-    for (int d = 0; d < D; d++) to_x[d] = total[d];
+    if (to_x)
+        for (int d = 0; d < D; d++) to_x[d] = total[d];
 }
 
 static void gradients_of(const shape *s, long worker, long times, long through, const vec *x, const REAL *w,
@@ -241,8 +245,8 @@ static void gradients_of(const shape *s, long worker, long times, long through, 
     long parents = s->parents, size = parents * E;
     vec *to_votes = scratch, *to_prior = to_votes + GROUP * size, *couplings = to_prior + parents;
     for (long i = begin(s, worker); i < begin(s, worker + 1); i++) {
-        REAL *to_w = grad_w + i * size * D;
-        for (long n = 0; n < size * D; n++) to_w[n] = 0;
+        REAL *to_w = grad_w ? grad_w + i * size * D : 0;
+        for (long n = 0; to_w && n < size * D; n++) to_w[n] = 0;
         for (long j = 0; j < parents; j++) to_prior[j] = (vec){0};
         for (long k = 0; k < s->blocks; k += GROUP) {
             int some = s->blocks - k < GROUP ? s->blocks - k : GROUP;
@@ -251,16 +255,16 @@ static void gradients_of(const shape *s, long worker, long times, long through, 
                 long place = (k + n) * s->children + i, parent = (k + n) * size;
                 child[n] = x + place * D;
                 descend(s, times, through, child[n], w + i * size * D, agreed + parent, prior ? prior + i * parents : 0,
-                        grad + parent, even ? even + parent : 0, grad_x + place * D, to_votes + n * size, to_prior,
-                        couplings);
+                        grad + parent, even ? even + parent : 0, grad_x || grad_w, grad_x ? grad_x + place * D : 0,
+                        to_votes + n * size, to_prior, couplings);
             }
-            for (long j = 0; j < parents; j++)
+            for (long j = 0; to_w && j < parents; j++)
                 if (some == GROUP)
                     multiply(GROUP, child, to_votes + j * E, size, to_w + j * D * E);
                 else
                     multiply(some, child, to_votes + j * E, size, to_w + j * D * E);
         }
-        for (long j = 0; prior && j < parents; j++) {
+        for (long j = 0; grad_prior && j < parents; j++) {
             grad_prior[i * parents + j] = 0;
             for (int l = 0; l < LANES; l++) grad_prior[i * parents + j] += to_prior[j][l];
         }
@@ -268,7 +272,7 @@ static void gradients_of(const shape *s, long worker, long times, long through, 
 }
 
 /* The gradients of the weighted sums of `times` iterations; the strays reach x and w only if through. Every vote has
-the gradient `even` besides, if that is not NULL. */
+the gradient `even` besides, if that is not NULL. A gradient that is NULL is not computed. */
 void gradients(const shape *s, long times, long through, const vec *x, const REAL *w, const vec *agreed,
                const REAL *prior, const vec *grad, const vec *even, vec *grad_x, REAL *grad_w, REAL *grad_prior,
                vec *scratch) {

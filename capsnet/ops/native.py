@@ -1,33 +1,29 @@
 """Routing's three passes on a processor, compiled for it from `native.c` by the machine's C compiler.
 
-The compiler is asked once for each dtype and size of the capsules; what it makes is kept in the user's cache. Without
-a compiler, or for what it is not worth, `streaming` does the same in plain PyTorch.
+The compiler is asked once for each dtype and size of the capsules. Without a compiler, or for what it is not worth,
+`streaming` does the same in plain PyTorch.
 """
 
 import ctypes
-import hashlib
 import logging
-import os
 import platform
-import shlex
-import subprocess
-import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from shutil import which
-from time import perf_counter
-from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
+from capsnet.ops.compiler import CompilerError, shared_library
 from capsnet.ops.squash import sum_dtype
+from capsnet.ops.streaming import Gradients, empty_gradients
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+FUNCTIONS = ("lanes", "scratch_size", "even_sum", "weighted_sum", "gradients")
 ALIGNMENT = 64  # bytes, that of PyTorch's own memory
 WIDEST = 64  # dimensions of a capsule, of which a matrix fits the registers
 
@@ -47,8 +43,9 @@ class Passes:
         exact = sum_dtype(children)
         self.weight = _aligned(weight.to(exact))
         self.prior = None if prior is None else _aligned(prior.to(exact))
-        self.library, self.images = compiled(exact, *weight.shape[2:]), len(children)
-        self.lanes = self.library.lanes()
+        library = compiled(exact, *weight.shape[2:])
+        assert library is not None  # as `lacking` has found
+        self.library, self.images, self.lanes = library, len(children), library.lanes()
         self.x = self._in_lanes(children.to(exact))  # [blocks, i, d, lanes]
         blocks, i = self.x.shape[:2]
         sums = blocks * self.lanes * weight.shape[1] * weight.shape[3]
@@ -70,16 +67,15 @@ class Passes:
         return self._sum(agreed, self._in_lanes(grad))
 
     def gradients(
-        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool, needs: Sequence[bool]
+    ) -> Gradients:
         """See `streaming.Passes.gradients`."""
         times, (agreed, grad) = len(grad), (self._in_lanes(many) for many in (agreed, grad))
         even = None if even is None else self._in_lanes(even)
         given = self.x, self.weight, agreed, self.prior, grad, even
-        results = torch.empty_like(self.x), torch.empty_like(self.weight)
-        grad_prior = None if self.prior is None else torch.empty_like(self.prior)
-        self._call("gradients", times, int(through), *given, *results, grad_prior, self._scratch(times))
-        return self._in_rows(results[0]), results[1], grad_prior
+        results = empty_gradients((self.x, self.weight, self.prior), needs, self.x.dtype)
+        self._call("gradients", times, int(through), *given, *results, self._scratch(times))
+        return None if results[0] is None else self._in_rows(results[0]), *results[1:]
 
     def _sum(self, agreed: Tensor, grad: Tensor | None) -> Tensor:
         sums = self._empty_sums()
@@ -124,57 +120,22 @@ def lacking(children: Tensor, weight: Tensor) -> str:
 
 
 @cache
-def compiled(exact: torch.dtype, d: int, e: int) -> Any:
-    """The library for capsules of d and e dimensions, or None where no compiler can make it."""
-    compiler = shlex.split(os.environ.get("CC") or which("cc") or "")
-    if not compiler:
-        return None
+def compiled(exact: torch.dtype, d: int, e: int) -> ctypes.CDLL | None:
+    """The library for capsules of d and e dimensions, or None, with one warning, where no compiler can make it."""
     real = {torch.float32: ("-DREAL=float", "-DSINGLE"), torch.float64: ("-DREAL=double",)}[exact]
-    command = [*compiler, *FLAGS, TUNED, *real, f"-DD={d}", f"-DE={e}", str(SOURCE), "-lm"]
-    name = f"{hashlib.sha256(repr((command, SOURCE.read_text(), _machine())).encode()).hexdigest()[:16]}.so"
     try:
-        return _kept(command, name)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # of the user's cache, or of the compiler
-        log.info("%s cannot be kept: %s", name, error)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return _load(_compile(command, Path(folder) / name))
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("routing is not compiled and runs in plain PyTorch: %s", getattr(error, "stderr", None) or error)
+        library = shared_library(SOURCE, [*FLAGS, TUNED, *real, f"-DD={d}", f"-DE={e}"], FUNCTIONS)
+    except CompilerError as error:
+        _warn(f"routing is not compiled and runs in plain PyTorch: {error}")
         return None
-
-
-def _kept(command: list[str], name: str) -> ctypes.CDLL:
-    """The library in the user's cache, compiled if it is not there."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsnet" / "native" / name
-    if not path.is_file():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            _compile(command, Path(folder) / name).replace(path)  # whole or not at all, also beside another process
-    return _load(path)
-
-
-def _compile(command: list[str], path: Path) -> Path:
-    start = perf_counter()
-    subprocess.run([*command, "-o", str(path)], check=True, capture_output=True, text=True)
-    log.info("compiled routing for this processor in %.1f s", perf_counter() - start)
-    return path
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
     library.scratch_size.restype = ctypes.c_long
     return library
 
 
 @cache
-def _machine() -> str:
-    """What the compiler tunes for."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
-    except OSError:
-        return platform.processor()
+def _warn(line: str) -> None:
+    """Say something once, though more than one size of capsules cannot be compiled."""
+    log.warning(line)
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ made between two products stays in the processor's cache. Shapes: children [b, i
 [i, j], agreed and grad [b, j, e]; in a tile x [b, d, i], w [j, d·i, e] and what is of couples [j, b, i].
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from capsnet.ops.squash import sum_dtype
 CACHE = 1 << 20  # numbers of a tile, over parents, images, children and their axis d
 COPIED = 1 << 24  # numbers of the weight that are laid out anew at a time
 LEAST = 16  # children in a tile, of which a product should have some
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # for children, weight and prior
 
 
 class Tile(NamedTuple):
@@ -70,19 +71,20 @@ class Passes:
         return rearrange(total, "j b e -> b j e")
 
     def gradients(
-        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool, needs: Sequence[bool]
+    ) -> Gradients:
         """The gradients for children, weight and prior of weighted sums whose own gradients are `grad`.
 
         agreed and grad [t, b, j, e] are those of t iterations; `even` [b, j, e] is that of `even_sum`. Without
-        `through` the agreement is a constant, so that only the prior has a gradient through the couplings.
+        `through` the agreement is a constant, so that only the prior has a gradient through the couplings. `needs` says
+        which of the three are computed; the others are None.
         """
         agreed, grad = (rearrange(t, "t b j e -> t j b e").to(self.children.dtype) for t in (agreed, grad))
-        grad_children = torch.zeros(self.children.shape, dtype=self.exact, device=self.children.device)
-        grad_weight = grad_children.new_zeros(self.weight.shape)
-        grad_prior = None if self.prior is None else grad_children.new_zeros(self.prior.shape)
+        results = empty_gradients((self.children, self.weight, self.prior), needs, self.exact)
+        grad_children, grad_weight, grad_prior = (None if t is None else t.zero_() for t in results)
         for tile in self._tiles():
-            to_x, to_w = (torch.zeros_like(like, dtype=self.exact) for like in (tile.x, tile.w))
+            to_x = None if grad_children is None else torch.zeros_like(tile.x, dtype=self.exact)
+            to_w = None if grad_weight is None else torch.zeros_like(tile.w, dtype=self.exact)
             for v, g in zip(agreed[:, :, tile.images], grad[:, :, tile.images], strict=True):
                 couplings, drawn = self._couple(tile, v)
                 pushed = _spread(g, tile)  # [j, b, d, i]
@@ -94,8 +96,10 @@ class Passes:
                     _share(strayed, drawn, v, tile, to_x, to_w)
                 if grad_prior is not None:
                     grad_prior[tile.children] += rearrange(strayed.sum(dim=1), "j i -> i j")  # over images b
-            grad_children[tile.images, tile.children] = rearrange(to_x, "b d i -> b i d")
-            grad_weight[tile.children] += rearrange(to_w, "j (d i) e -> i j d e", i=to_x.shape[2])
+            if grad_children is not None and to_x is not None:
+                grad_children[tile.images, tile.children] = rearrange(to_x, "b d i -> b i d")
+            if grad_weight is not None and to_w is not None:
+                grad_weight[tile.children] += rearrange(to_w, "j (d i) e -> i j d e", i=tile.x.shape[2])
         if even is not None:
             add_even_gradients(self.children, self.weight, even, grad_children, grad_weight)
         return grad_children, grad_weight, grad_prior
@@ -134,14 +138,27 @@ def sum_evenly(children: Tensor, weight: Tensor) -> Tensor:
     return total.unflatten(1, (j, e))
 
 
-def add_even_gradients(children: Tensor, weight: Tensor, even: Tensor, to_children: Tensor, to_weight: Tensor) -> None:
-    """Add the gradients of `sum_evenly` whose own gradient is even [b, j, e]."""
+def add_even_gradients(
+    children: Tensor, weight: Tensor, even: Tensor, to_children: Tensor | None, to_weight: Tensor | None
+) -> None:
+    """Add the gradients of `sum_evenly` whose own gradient is even [b, j, e], those that are not None."""
     even, d = even.to(children.dtype).flatten(1), children.shape[2]
     for some in _parts(weight):
-        pushed = even @ rearrange(weight[some], "i j d e -> (j e) (i d)")
-        to_children[:, some] += rearrange(pushed, "b (i d) -> b i d", d=d)
-        products = children[:, some].flatten(1).T @ even  # [i · d, j · e]
-        to_weight[some] += rearrange(products, "(i d) (j e) -> i j d e", d=d, j=weight.shape[1])
+        if to_children is not None:
+            pushed = even @ rearrange(weight[some], "i j d e -> (j e) (i d)")
+            to_children[:, some] += rearrange(pushed, "b (i d) -> b i d", d=d)
+        if to_weight is not None:
+            products = children[:, some].flatten(1).T @ even  # [i · d, j · e]
+            to_weight[some] += rearrange(products, "(i d) (j e) -> i j d e", d=d, j=weight.shape[1])
+
+
+def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool], exact: torch.dtype) -> Gradients:
+    """Memory for the gradients of children, weight and prior, contiguous; None for what is absent or not needed."""
+    results = [
+        None if t is None or not need else torch.empty(t.shape, dtype=exact, device=t.device)
+        for t, need in zip(inputs, needs, strict=True)
+    ]
+    return results[0], results[1], results[2]
 
 
 def _parts(weight: Tensor) -> Iterator[slice]:
@@ -172,8 +189,12 @@ def _stray(couplings: Tensor, pushes: Tensor) -> Tensor:
     return couplings * (pushes - (couplings * pushes).sum(dim=0))  # over parents j
 
 
-def _share(shares: Tensor, spread: Tensor, vectors: Tensor, tile: Tile, to_x: Tensor, to_w: Tensor) -> None:
-    """Add the gradients of Σ shares_ij û_ij·vector_j for the tile's children and matrices."""
+def _share(
+    shares: Tensor, spread: Tensor, vectors: Tensor, tile: Tile, to_x: Tensor | None, to_w: Tensor | None
+) -> None:
+    """Add the gradients of Σ shares_ij û_ij·vector_j for the tile's children and matrices, those that are not None."""
     shares = shares.to(tile.x.dtype).unsqueeze(2)  # [j, b, 1, i]
-    to_x += (shares * spread).sum(dim=0, dtype=to_x.dtype)  # over parents j
-    to_w += torch.bmm((shares * tile.x).flatten(2).transpose(1, 2), vectors)
+    if to_x is not None:
+        to_x += (shares * spread).sum(dim=0, dtype=to_x.dtype)  # over parents j
+    if to_w is not None:
+        to_w += torch.bmm((shares * tile.x).flatten(2).transpose(1, 2), vectors)

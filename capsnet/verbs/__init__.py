@@ -1,5 +1,6 @@
 """The verbs of the command line: a dataclass each, whose fields are the flags; a call imports what it needs."""
 
+import reprlib
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,6 @@ def find_verb(name: str) -> Any:
     Raises InputError for an unknown one.
     """
     if name not in VERBS:
-        raise InputError(f"no verb {name!r}: choose one of {', '.join(VERBS)}")
+        raise InputError(f"no verb {reprlib.repr(name)}: choose one of {', '.join(VERBS)}")
     module, _, kind = VERBS[name].partition(":")
     return getattr(import_module(f"capsnet.verbs.{module}"), kind)

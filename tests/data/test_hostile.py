@@ -204,22 +204,26 @@ def test_content_that_was_damaged_after_its_header_is_refused(tmp_path):
             load_data(str(path))
 
 
-def thin(path, width=20, height=4_194_324):
-    """A TIFF file of a few bytes that says it has many pixels: one strip, packed so that it is all zeros."""
-    rows = zlib.compress(bytes(1000), 9)
-    entries = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (273, 4, 8)]
-    entries += [(277, 3, 1), (278, 4, height), (279, 4, len(rows))]
-    tags = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
-    start = 8 + len(rows)
-    path.write_bytes(b"II*\0" + struct.pack("<I", start) + rows + struct.pack("<H", len(entries)) + tags + bytes(4))
+def small_tiff(path, width, height, tile=None):
+    """A TIFF file of less than 1,000 bytes that says it has so many pixels, in one strip or tile of packed zeros."""
+    pixels = zlib.compress(bytes(1000), 9)
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1}
+    tags |= {322: tile, 323: tile, 324: 8, 325: len(pixels)} if tile else {273: 8, 278: height, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    start = struct.pack("<I", 8 + len(pixels))
+    path.write_bytes(b"II*\0" + start + pixels + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert path.stat().st_size < 1000
     return path
 
 
 def test_a_tiff_of_a_few_bytes_and_many_pixels_is_refused_before_it_is_decoded(tmp_path):
-    path = thin(tmp_path / "thin.tiff")
-    assert path.stat().st_size < 1000
-    grown, said = growth(path)
-    assert said == [f"{path} cannot be read as an image (its 20 x 4194324 pixels are not from 1 to 67108864)"]
+    thin = small_tiff(tmp_path / "thin.tiff", 20, 4_194_324)
+    tiled = small_tiff(tmp_path / "tiled.tiff", 16, 16, tile=32768)
+    grown, said = growth(thin, tiled)
+    assert said == [
+        f"{thin} cannot be read as an image (its 20 x 4194324 pixels are not from 1 to 67108864)",
+        f"{tiled} cannot be read as an image (its 32768 x 32768 pixels a tile are not from 1 to 67108864)",
+    ]
     assert grown < 32
 
 

@@ -42,8 +42,7 @@ def by(function, tensors, **options):
     )
 
 
-# So many images that the mean error is no matter of luck; i and d are above 1, since autocast leaves a twin that sums
-# nothing in float32.
+# i and d are above 1, since autocast leaves a reference that sums nothing in float32.
 ERROR_SHAPES = [
     (64, 7, 3, 5, 8),
     (64, 7, 1, 5, 33),
@@ -54,22 +53,41 @@ ERROR_SHAPES = [
 ]
 
 
-def assert_errors_at_most_twice_the_twins(tensors, ours, its, dtype):
-    """Hold parents and gradients of `tensors` to the twin's in float64."""
-    exact = by(twin, {name: t.double() for name, t in tensors.items()})
-    for name, truth, found, twins in zip(["parents", *tensors], exact, ours, its, strict=True):
-        assert found.dtype == dtype, name
-        assert (found - truth).abs().mean() <= 2 * (twins - truth).abs().mean(), name
+# In some draws the routing of one image is so ill-conditioned that its error exceeds all others', and whose is then the
+# larger, ours or the reference's, is chance: of 40 draws of one shape the ratio was 0.6 to 3.9, and typically 1.1.
+DRAWS = 8
+
+
+def assert_errors_at_most_twice_the_references(ours, its, draw, dtype):
+    """Hold `ours`, of the tensors that `draw` makes, to `its` error: the geometric mean over draws of the mean error.
+
+    Both are compared with the reference in float64: the parents, and the gradient for each tensor.
+    """
+    errors = []
+    for _ in range(DRAWS):
+        tensors = draw()
+        exact = by(twin, {name: t.double() for name, t in tensors.items()})
+        results = by(ours, tensors), by(its, tensors)
+        assert {t.dtype for t in results[0]} == {dtype}
+        errors.append([[(t - truth).abs().mean() for t, truth in zip(r, exact, strict=True)] for r in results])
+    found, expected = torch.tensor(errors, dtype=torch.float64).log().mean(dim=0).exp()  # over draws
+    for name, error, bound in zip(["parents", *tensors], found, 2 * expected, strict=True):
+        assert error <= bound, name
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches every operation, those of the backward pass too, for the most bytes that a result has."""
+    """Watches every operation, those of the backward pass too, for the most bytes that a result has.
 
-    nbytes = 0
+    Views of the known tensors do not count.
+    """
+
+    def __init__(self, *known):
+        super().__init__()
+        self.nbytes, self.known = 0, {t.untyped_storage().data_ptr() for t in known}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
                 self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
         return result

@@ -4,6 +4,7 @@ import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from itertools import product
 from multiprocessing import get_context
 
 import pytest
@@ -159,6 +160,14 @@ def test_routing_by_the_kernels_is_the_twins(iterations, extras, gradient, worke
     tensors = arguments((2, 3, 2, 5, 3), *extras)
     options = {"iterations": iterations, "gradient": gradient, "leaky": True}
     torch.testing.assert_close(_in(worker, _route, tensors, options), by(routed_twin, tensors, **options))
+
+
+@pytest.mark.parametrize("needs", list(product([False, True], repeat=3)), ids=str)
+def test_a_gradient_that_is_not_needed_is_not_computed_and_the_others_have_the_same_bits(needs, call):
+    args = inputs(2, 9, 2, 2, 3)["gradients"]
+    found, together = call("gradients", *args, True, needs), call("gradients", *args)
+    for ours, expected, need in zip(found, together, needs, strict=True):
+        assert torch.equal(ours, expected) if need else ours is None
 
 
 @pytest.mark.parametrize("t", [2, 3])

@@ -8,7 +8,7 @@ import torch
 from capsnet.ops import fused, streaming
 from capsnet.ops.paths import routing_path
 from capsnet.ops.routing import route
-from tests.ops.routes import ERROR_SHAPES, arguments, assert_errors_at_most_twice_the_twins, by, inputs, twin
+from tests.ops.routes import ERROR_SHAPES, arguments, assert_errors_at_most_twice_the_references, by, inputs, twin
 
 SHAPES = [
     (1, 1, 1, 1, 1),
@@ -120,10 +120,11 @@ def test_the_same_inputs_have_the_same_bits(path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", ERROR_SHAPES, ids=str)
-def test_errors_are_at_most_twice_the_twins(shape, dtype, path, monkeypatch):
+def test_errors_are_at_most_twice_the_references(shape, dtype, path, monkeypatch):
     monkeypatch.setattr(streaming, "CACHE", 1 << 13)
-    tensors = arguments(shape, "prior", "bias", path=path, dtype=dtype)
-    assert_errors_at_most_twice_the_twins(tensors, by(route, tensors), by(twin, tensors), dtype)
+    assert_errors_at_most_twice_the_references(
+        route, twin, lambda: arguments(shape, "prior", "bias", path=path, dtype=dtype), dtype
+    )
 
 
 def test_logits_beyond_the_exponential_overflow_nothing(path):
@@ -149,7 +150,8 @@ def test_the_operations_are_what_torch_expects_of_them(extras, path):
     with torch.no_grad():
         parents, sums = fused.routed(children, weight, prior, bias, 3, False, True)
         constants = [None if t is None else t.detach() for t in (children, weight, prior)]
-        torch.library.opcheck(fused.routed_backward, (*constants, sums, torch.randn_like(parents), False, True))
+        options = torch.randn_like(parents), False, True, [True] * 4
+        torch.library.opcheck(fused.routed_backward, (*constants, sums, *options))
 
 
 @pytest.mark.parametrize("gradient", ["all", "last"])

@@ -1,0 +1,107 @@
+"""Processes that are told to stop, lose their terminal or may not write: real ones, through the command line."""
+
+import json
+import math
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from capsnet.data.sources import FILES
+from capsnet.runs import load_run
+from tests.commands import COMMAND, SMALL, capsnet, files
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run that has ended."""
+    place = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert capsnet("train", "digits", "--run", "ended", "--steps", 1, *SMALL).status == 0
+    return place
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    Path("my data").mkdir()
+    for file, count in zip(FILES, (320, 320, 20, 20), strict=True):
+        shape = (count, 20, 20)[: 3 if "images" in file else 1]
+        sizes = b"".join(size.to_bytes(4, "big") for size in shape)
+        content = bytes([0, 0, 8, len(shape)]) + sizes + bytes(k % 10 for k in range(math.prod(shape)))
+        Path("my data", file.removesuffix(".gz")).write_bytes(content)
+    line = (
+        shlex.split("train mnist --run 'my run' --data-dir 'my data' --steps 300 --decoder none --validation 20")
+        + SMALL
+    )
+    with subprocess.Popen([*COMMAND, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log, patience = Path("my run", "log.jsonl"), time.monotonic() + 60
+        while not (log.is_file() and log.stat().st_size) and time.monotonic() < patience:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 128 + number, err
+    way_on = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
+    step = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert step < 300
+    assert capsnet(*shlex.split(way_on)).status == 0
+    results = json.loads(Path("my run", "results.json").read_text())
+    assert results["validation"][-1]["step"] == 300
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_training_that_goes_well_says_nothing_on_stderr(tmp_path, precision):
+    line = ["train", "digits", "--run", "run", "--steps", "2", *SMALL]
+    line[line.index("--precision") + 1] = precision
+    process = subprocess.run([*COMMAND, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_training_outlives_its_terminal(tmp_path):
+    """The terminal is closed without a signal, as where a process was disowned."""
+    keyboard, terminal = pty.openpty()
+    line = shlex.split(f"train digits --run {tmp_path / 'run'} --epochs 1 --decoder none") + SMALL
+    with subprocess.Popen([*COMMAND, *line], stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
+        os.close(terminal)
+        while not (tmp_path / "run" / "log.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.close(keyboard)
+        _, err = process.communicate()
+    assert load_run(tmp_path / "run").load_network()
+    assert "Traceback" not in err
+
+
+def in_own_mounts(program):
+    """Run a shell program that may mount what nobody else sees."""
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(
+    in_own_mounts("mount -t tmpfs none /mnt").returncode != 0, reason="this user may mount nothing, not even unseen"
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train digits --run new",
+        "train digits --run ended --resume",
+        "train digits --run ended --overwrite",
+        "figures ended --only confusion",
+        "couplings ended",
+        "detection ended --count 2",
+    ],
+)
+def test_on_a_read_only_file_system_there_is_one_line(place, line):
+    before = files(place)
+    inside = f"cd {shlex.quote(str(place))} && mount --bind . . && mount -o remount,bind,ro . && cd {place}"
+    process = in_own_mounts(f"{inside} && exec {shlex.join(COMMAND)} {line}")
+    assert process.returncode == 2, process
+    assert re.fullmatch("capsnet: [^\n]+\n", process.stderr), process.stderr
+    assert files(place) == before
