@@ -25,7 +25,7 @@ from capsnet.errors import InputError
 from capsnet.runs import Run, load_run
 from tests.soak.kinds import data_kinds, image_kinds, run_kinds, small_data, small_run, weight_kinds
 from tests.soak.odd import ClassFolders, OddCheckpoints
-from tests.soak.processes import digest, fork, import_all, last_line
+from tests.soak.processes import digest, fork, import_all
 
 INPUTS = 120_000
 SECONDS = 5  # that one input may take
@@ -91,9 +91,10 @@ def tried(room: Path, place: int, n: int, seed: int) -> dict[str, Any]:
         for shard, child in children.items():
             ended = child.wait(limit=7200)  # it is killed by itself where an input hangs
             (at,) = struct.unpack("q", progress[8 * shard : 8 * shard + 8])
-            if ended.status:
-                how = f"ended by signal {-ended.status}" if ended.status < 0 else last_line(ended.said)
-                died[f"the process {how} (first at input {at})" if not died else f"the process {how}"] += 1
+            if ended.status > 0:
+                raise RuntimeError(ended.said)
+            if ended.status < 0:
+                died[f"a process ended by {signal.Signals(-ended.status).name}, the last at input {at}"] += 1
                 progress[8 * shard : 8 * shard + 8] = struct.pack("q", at + SHARDS)
                 waiting.append(shard)
             for path in sorted(room.glob("counted-*.json")):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from capsnet import training
 from capsnet.checkpoints import DIGITS, checkpoint_paths, read_checkpoint
@@ -109,7 +110,7 @@ def data_kinds(room: Path) -> list[Kind]:
     idx = struct.pack(">BBBB3I", 0, 0, 8, 3, 40, 8, 8) + train.images.numpy().tobytes()
     other = struct.pack(">BBBB3I", 0, 0, 8, 3, 20, 8, 16) + train.images.numpy().tobytes()
     arrays = {"images": train.images.numpy(), "labels": train.labels.numpy(), "classes": np.array([*"abcdefghij"])}
-    npz = [saved(np.savez, arrays), saved(np.savez_compressed, arrays | {"test_images": arrays["images"][:20]})]
+    npz = [saved(np.savez, arrays), saved(np.savez_compressed, arrays)]
     npz.append(saved(np.savez, arrays | {"test_images": arrays["images"], "test_labels": arrays["labels"]}))
     npys = [npy(arrays["images"]), npy(arrays["images"] / np.float32(255)), npy(arrays["images"].repeat(3, 1))]
     return [
@@ -186,7 +187,7 @@ def image_kinds(room: Path) -> list[Kind]:
         "WEBP": [(colour, {}), (colour, {"lossless": True}), (clear.convert("RGBA"), {}), (grey, {"exif": exif})],
         "PPM": [(grey, {}), (colour, {})],
     }
-    written["TIFF"] += [(deep, {}), (colour, pages), (grey.convert("F"), {}), (grey.convert("1"), {})]
+    written["TIFF"] += [(deep, {}), (colour, pages), (grey.convert("1"), {})]
     kinds = []
     for form, images in written.items():
         originals = [image_file(image, form, how) for image, how in images]
@@ -237,11 +238,11 @@ def weight_kinds(room: Path) -> list[Kind]:
     ]
 
 
-def imported(path: Path) -> bytes:
+def imported(path: Path) -> dict[str, torch.Tensor]:
     """The weights that a network was written with; its folder is removed again."""
     folder = import_weights(path, path.parent / "imported")
-    content = (folder / "model.safetensors").read_bytes()
+    weights = load_file(folder / "model.safetensors")
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
-    return content
+    return weights

@@ -133,7 +133,7 @@ def replace(rng: random.Random, inside: Any, key: Any) -> None:
     odd += [torch.zeros(0), torch.tensor(float("nan")), torch.ones(1).expand(2**20), torch.ones(2, 3).to_sparse()]
     if isinstance(value, torch.Tensor):
         odd += [value.double(), value[None], value.bool(), torch.full_like(value, 2**7 - 1), value.to(torch.complex64)]
-        odd += [value.flatten()[:1].expand(value.shape), value.to("meta")]
+        odd += [value.flatten()[:1].squeeze().expand(value.shape), value.to("meta")]
         odd += [value * float("nan")] if value.is_floating_point() else []
     if rng.random() < 0.1 and isinstance(inside, dict):
         del inside[key]
