@@ -5,6 +5,8 @@ graph launches them all at once. It replays the very operations it has recorded,
 so that batches are copied to where it reads them, and the learning rate is a number on the device.
 """
 
+import logging
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -18,17 +20,22 @@ from capsnet.build import losses
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
 WARM = 3  # calls before a recording: libraries choose their kernels in them, compile them and allocate what they keep
 
 
 class Step:
     """Forward, backward, Adam and the average of the weights for one batch.
 
-    Batches of the recipe's size are taken by `torch.compile` if `compiled` and from a recording on a GPU; others, which
-    would have to be compiled and recorded anew, are not.
+    Batches of the recipe's size are taken by `torch.compile` if `compiled` and, if `graph`, from a recording on a GPU;
+    others, which would have to be compiled and recorded anew, are not. Where no recording can be made, one line says so
+    and steps are taken without.
     """
 
-    def __init__(self, network: CapsNet | ConvBaseline, recipe: Recipe, fabric: Fabric, *, compiled: bool) -> None:
+    def __init__(
+        self, network: CapsNet | ConvBaseline, recipe: Recipe, fabric: Fabric, *, compiled: bool, graph: bool = True
+    ) -> None:
         self.network, self.recipe, self.fabric = network, recipe, fabric
         self.forward = torch.compile(network) if compiled else network
         on_gpu = fabric.device.type == "cuda"
@@ -38,7 +45,7 @@ class Step:
         self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
         self.optimizer.param_groups[0].update(self.options)
         self.average = AveragedModel(network) if recipe.averaging else None
-        self.recording = Recording(self._take_whole) if on_gpu else None
+        self.recording = Recording(self._take_whole) if on_gpu and graph else None
         self.names: tuple[str, ...] = ()
         """What is measured of a batch: the parts of the loss, and the accuracy."""
 
@@ -50,13 +57,23 @@ class Step:
         elif self.recording is None:
             measured = self._take_whole(images, labels)
         else:
-            measured = self.recording(images, labels)
+            measured = self._take_recorded(self.recording, images, labels)
         if self.average is not None:
             self.average.n_averaged += 1
         return measured
 
     def _take_whole(self, images: Tensor, labels: Tensor) -> Tensor:
         return self._take(self.forward, images, labels)
+
+    def _take_recorded(self, recording: "Recording", images: Tensor, labels: Tensor) -> Tensor:
+        """Take a step from the recording, or without one from then on if it cannot be made."""
+        try:
+            return recording(images, labels)
+        except RecordingError as error:
+            log.warning("steps are launched one by one, as no CUDA graph of them can be recorded: %s", error)
+        self.recording = None
+        self.optimizer.zero_grad()  # whose gradients lie in the recording's memory
+        return self._take_whole(images, labels)
 
     def _take(self, forward: Callable[..., Any], images: Tensor, labels: Tensor) -> Tensor:
         with self.fabric.autocast():
@@ -83,23 +100,30 @@ class Step:
         return {name: part.state_dict() for name, part in self._stateful().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state.
+        """Go back to a state; a step is then recorded anew, since the state lies in memory of its own.
 
         Raises KeyError, RuntimeError or ValueError where it is that of another network.
         """
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
         self.optimizer.param_groups[0].update(self.options)
+        if self.recording is not None:
+            self.recording = Recording(self._take_whole)
 
     def _stateful(self) -> dict[str, Any]:
         parts = {"network": self.network, "optimizer": self.optimizer}
         return parts if self.average is None else parts | {"average": self.average}
 
 
+class RecordingError(Exception):
+    """Why a function could not be recorded, in one line; no call of it has been made."""
+
+
 class Recording:
     """A function of tensors on a GPU that is recorded after WARM calls and from then on replayed.
 
     The function must not read a value from the device, and its tensors must have the same shapes in every call.
+    Raises RecordingError where it cannot be recorded: for want of memory, or for an operation that no graph can hold.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -128,9 +152,12 @@ class Recording:
         return result
 
     def _record(self, *inputs: Tensor) -> torch.cuda.CUDAGraph:
-        self.inputs = [torch.empty_like(given) for given in inputs]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            self.result = self.function(*self.inputs)
+        try:
+            self.inputs = [given.clone() for given in inputs]
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.result = self.function(*self.inputs)
+        except RuntimeError as error:
+            raise RecordingError(textwrap.shorten(str(error), 300)) from error
         self.graph = graph
         return graph

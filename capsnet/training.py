@@ -36,7 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    run: Run, data: Data, *, resume: bool = False, save_minutes: float = SAVE_MINUTES, images_on_device: bool = True
+    run: Run,
+    data: Data,
+    *,
+    resume: bool = False,
+    save_minutes: float = SAVE_MINUTES,
+    images_on_device: bool = True,
+    cuda_graph: bool = True,
 ) -> CapsNet | ConvBaseline:
     """Train the network of a run by its recipe, from the start or from its last checkpoint, and return the best one.
 
@@ -44,7 +50,8 @@ def train(
     Interrupted (a KeyboardInterrupt) comes once the step under way is done. A resumed run sees the same batches as one
     that was never stopped; without a checkpoint it begins at the first step. Without validation images the network
     after the last epoch is the best. `images_on_device` copies all training images to the device, if they fit there;
-    otherwise each batch is copied. The process's random state is left as it was.
+    otherwise each batch is copied. `cuda_graph` records a step on a GPU once and replays it, if it can be recorded. The
+    process's random state is left as it was.
 
     Raises InputError for data other than the run's; for a folder that another process trains in; for a loss that is
     not finite, with the last good checkpoint left in place; for checkpoints that are damaged or of another network; and
@@ -61,7 +68,7 @@ def train(
     with locked(run.folder), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(run.recipe.seed)  # of dropout
         remove_leftovers(run.folder)
-        training = _Training(run, data, fabric, save_minutes)
+        training = _Training(run, data, fabric, save_minutes, cuda_graph)
         if resume:
             training.restore()
         training.run_to_the_end(environment(device) | {"precision": precision})
@@ -71,7 +78,7 @@ def train(
 class _Training:
     """A run under way: the network, its optimiser and how far they have come."""
 
-    def __init__(self, run: Run, data: Data, fabric: Fabric, save_minutes: float) -> None:
+    def __init__(self, run: Run, data: Data, fabric: Fabric, save_minutes: float, cuda_graph: bool) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
         self.save_seconds = 60 * save_minutes
@@ -79,7 +86,7 @@ class _Training:
         self.network = network.to(fabric.device)
         compiled = _compiles(recipe, fabric)
         self.compiling = compiled and len(data.train) >= recipe.batch  # until the first step has done it
-        self.learn = Step(self.network, recipe, fabric, compiled=compiled)
+        self.learn = Step(self.network, recipe, fabric, compiled=compiled, graph=cuda_graph)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
         self.steps = recipe.total_steps(self.epoch_steps)
         self.step, self.rate, self.least_errors, self.begun = 0, recipe.rate, math.inf, time.monotonic()

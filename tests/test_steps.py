@@ -12,6 +12,7 @@ from capsnet import steps
 from capsnet.build import build_network
 from capsnet.data import batches
 from capsnet.data.sets import ImageSet
+from capsnet.errors import InputError
 from tests.training import TINY, few_digits, weights
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -85,19 +86,100 @@ class Replayed:
         self.recording.result.copy_(self.recording.function(*self.recording.inputs))
 
 
-def test_a_recording_gives_what_the_function_gives_and_leaves_earlier_results_alone(monkeypatch):
-    class Stream:
-        wait_stream = print
+class Stream:
+    """Stands for a CUDA stream."""
 
+    def wait_stream(self, _):
+        """There is one stream alone."""
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Records functions on a CPU, with a stand-in for CUDA graphs; `capture` is the context of each recording."""
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Replayed(recording))
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
-    recording = steps.Recording(lambda x, y: x + 10 * y)
+
+    def make(function, capture=nullcontext):
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Replayed(recording))
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: capture())
+        recording = steps.Recording(function)
+        return recording
+
+    return make
+
+
+def test_a_recording_gives_what_the_function_gives_and_leaves_earlier_results_alone(record):
+    recording = record(lambda x, y: x + 10 * y)
     found = [recording(torch.tensor(k), torch.tensor(k + 1)) for k in range(3 * steps.WARM)]
     assert torch.stack(found).tolist() == [k + 10 * (k + 1) for k in range(3 * steps.WARM)]
     assert recording.graph is not None
+
+
+@contextmanager
+def out_of_memory():
+    """A recording that finds no memory."""
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB.")
+    yield
+
+
+@contextmanager
+def not_permitted():
+    """A recording of a function that a graph cannot hold, which says so in the midst of it."""
+
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with torch.nn.modules.module.register_module_forward_hook(refuse):
+        yield
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
+@pytest.mark.parametrize("capture", [out_of_memory, not_permitted])
+def test_where_no_recording_can_be_made_one_line_says_so_and_training_goes_on(record, capture, recipe, caplog):
+    unrecorded, plain = step_of(recipe), step_of(recipe)
+    unrecorded.recording = record(unrecorded._take_whole, capture)
+    found = []
+    for step in (unrecorded, plain):
+        torch.manual_seed(0)  # of dropout
+        found.append(learn(step))
+    assert torch.equal(*found)
+    assert torch.equal(weights(unrecorded.network), weights(plain.network))
+    torch.testing.assert_close(unrecorded.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    assert unrecorded.recording is None
+    [line] = caplog.messages
+    assert line.startswith("steps are launched one by one, as no CUDA graph of them can be recorded: ")
+    assert "\n" not in line
+
+
+def test_a_fault_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recording(record):
+    step = step_of()
+    step.recording = record(step._take_whole, out_of_memory)
+    images, labels = next(epoch())
+    for _ in range(steps.WARM):
+        step(images, labels, rate=1e-3)
+    with pytest.raises(InputError, match="classes from 0 to 9, not 10"):
+        step(images, torch.full_like(labels, 10), rate=1e-3)
+
+
+def test_a_state_that_is_loaded_is_recorded_anew(record):
+    step = step_of()
+    step.recording = recording = record(step._take_whole)
+    learn(step)
+    assert recording.graph is not None
+    step.load_state_dict(step.state_dict())
+    assert step.recording is not recording
+    assert step.recording.graph is None
+    assert step.recording.calls == 0
+
+
+@no_gpu
+@pytest.mark.parametrize("graph", [True, False])
+def test_steps_on_a_gpu_are_recorded_if_asked_for(graph):
+    network = build_network(TINY, (1, 8, 8), 10).cuda()
+    fabric = Fabric(accelerator="cuda", devices=1)
+    step = steps.Step(network, TINY, fabric, compiled=False, graph=graph)
+    assert (step.recording is not None) == graph
 
 
 @contextmanager

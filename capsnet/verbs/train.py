@@ -35,6 +35,8 @@ class Train:
     """Minutes between two checkpoints within an epoch; one is written after each epoch too."""
     images_on_device: bool = True
     """Copy all training images to the GPU at the start, if they fit; else each batch is copied."""
+    cuda_graph: bool = True
+    """Record a training step on a GPU once and replay it; else its kernels are launched one by one."""
     settings: OmitArgPrefixes[Recipe] = field(default_factory=Fast)
 
     def __call__(self) -> None:
@@ -73,7 +75,12 @@ class Train:
         )
         try:
             network = train(
-                run, data, resume=self.resume, save_minutes=self.save_every, images_on_device=self.images_on_device
+                run,
+                data,
+                resume=self.resume,
+                save_minutes=self.save_every,
+                images_on_device=self.images_on_device,
+                cuda_graph=self.cuda_graph,
             )
         except KeyboardInterrupt:
             print(f"\nstopped; go on with: {run.resume_command(self.data_dir)}", file=sys.stderr)
