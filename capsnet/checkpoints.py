@@ -22,12 +22,32 @@ DIGITS = 64  # of a SHA-256, before the content that it is of
 log = logging.getLogger(__name__)
 
 
-@with_config(ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
+_STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+@with_config(_STRICT)
+class Moments(TypedDict):
+    """What Adam remembers of one weight."""
+
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+@with_config(_STRICT)
+class Adam(TypedDict):
+    """The state of Adam, by the weights' places."""
+
+    state: dict[int, Moments]
+    param_groups: list[dict[str, Any]]
+
+
+@with_config(_STRICT)
 class Checkpoint(TypedDict):
     """The state of training."""
 
     network: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    optimizer: Adam
     average: NotRequired[dict[str, Tensor]]
     step: Annotated[int, Field(ge=0)]
     least_errors: Annotated[float, Field(ge=0)]

@@ -145,7 +145,7 @@ def work(room: Path, place: int, n: int, seed: int, shard: int, progress: mmap.m
 
 def originals(kind: Any) -> Any:
     """Put each sound file of a kind in its place, in turn."""
-    for content in kind.originals:
+    for content in (*kind.originals, *getattr(kind, "also", ())):
         kind.path.write_bytes(kind.seal(content))
         yield content
 
