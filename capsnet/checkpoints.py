@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
 
 from capsnet.errors import InputError
-from capsnet.files import atomic_write, remove
+from capsnet.files import atomic_write, make_folder, remove
 from capsnet.runs import Run
 from capsnet.schema import reason
 
@@ -22,12 +22,32 @@ DIGITS = 64  # of a SHA-256, before the content that it is of
 log = logging.getLogger(__name__)
 
 
-@with_config(ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True))
+_STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+@with_config(_STRICT)
+class Moments(TypedDict):
+    """What Adam remembers of one weight."""
+
+    step: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+@with_config(_STRICT)
+class Adam(TypedDict):
+    """The state of Adam, by the weights' places."""
+
+    state: dict[int, Moments]
+    param_groups: list[dict[str, Any]]
+
+
+@with_config(_STRICT)
 class Checkpoint(TypedDict):
     """The state of training."""
 
     network: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    optimizer: Adam
     average: NotRequired[dict[str, Tensor]]
     step: Annotated[int, Field(ge=0)]
     least_errors: Annotated[float, Field(ge=0)]
@@ -52,7 +72,7 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
     torch.save(state, buffer)
     content = buffer.getbuffer()
     with atomic_write(path) as part:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         with part.open("wb") as file:
             file.write(hashlib.sha256(content).hexdigest().encode())
             file.write(content)

@@ -61,6 +61,18 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
             _remove(part)
 
 
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Make a folder that survives a loss of power, with `parents` also those that it lies in; one that exists stays.
+
+    Raises OSError, or ValueError for a name that none can have, where that fails.
+    """
+    if not folder.is_dir():
+        if parents:
+            make_folder(folder.parent, parents=True)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
+
+
 def flush_to_disk(path: Path) -> None:
     """Have a file, or a folder and all that it holds, survive a loss of power."""
     if path.is_dir():

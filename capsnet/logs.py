@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from capsnet.errors import InputError
-from capsnet.files import atomic_write
+from capsnet.files import atomic_write, flush_to_disk
 from capsnet.runs import Run
 
 PLAIN_SECONDS = 10.0
@@ -38,6 +38,7 @@ class Log:
             self.board = SummaryWriter(str(run.folder), purge_step=step + 1)
         except OSError as error:
             raise InputError(f"cannot write the log of {run.folder}: {error}") from error
+        self.folder = run.folder
         self.steps, self.printed, self.terminal_is_gone = steps, 0.0, False
         self.console = Console()
         self.bar = Progress(
@@ -59,6 +60,8 @@ class Log:
         self.show(self.bar.stop)
         self.board.close()
         self.file.close()
+        for path in self.folder.glob("*tfevents*"):
+            flush_to_disk(path)
 
     def say(self, words: str) -> None:
         """Print a line on the terminal, above the bar."""

@@ -27,7 +27,7 @@ from capsnet.data import Data, Fingerprint, ImageSet, load_data
 from capsnet.data.sources import SOURCES
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.files import atomic_files, atomic_write, locked, remove
+from capsnet.files import atomic_files, atomic_write, locked, make_folder, remove
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.recipes import name_of, recorded_recipe
@@ -290,7 +290,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
         build_network(recipe, data.image_shape, len(data.classes))
     _check_free(folder, overwrite)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, parents=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{folder} cannot be made: {reason}; name another folder with --run") from error

@@ -104,11 +104,28 @@ class Step:
 
         Raises KeyError, RuntimeError or ValueError where it is that of another network.
         """
+        moments = state["optimizer"]["state"]
+        self._check_moments(moments)
+        groups = self.optimizer.state_dict()["param_groups"]  # which are always the same
         for name, part in self._stateful().items():
-            part.load_state_dict(state[name])
+            part.load_state_dict(state[name] if name != "optimizer" else {"state": moments, "param_groups": groups})
         self.optimizer.param_groups[0].update(self.options)
         if self.recording is not None:
             self.recording = Recording(self._take_whole)
+
+    def _check_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
+        """Raise ValueError where what Adam is to remember does not fit the weights: it would not look itself."""
+        weights = list(self.network.parameters())
+        if moments and sorted(moments) != list(range(len(weights))):
+            raise ValueError(f"the optimizer's state is of {len(moments)} weights, not {len(weights)}")
+        for place, remembered in moments.items():
+            for name, tensor in remembered.items():
+                shape = torch.Size() if name == "step" else weights[place].shape
+                held = tensor.layout == torch.strided and tensor.device.type != "meta"
+                if not held or tensor.shape != shape or tensor.dtype != torch.float32 or 0 in tensor.stride():
+                    raise ValueError(
+                        f"the optimizer's {name} of weight {place} is no tensor of {list(shape)} in float32"
+                    )
 
     def _stateful(self) -> dict[str, Any]:
         parts = {"network": self.network, "optimizer": self.optimizer}

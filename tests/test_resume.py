@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from capsnet import training
-from capsnet.checkpoints import checkpoint_paths, load_checkpoint, read_checkpoint
+from capsnet.checkpoints import checkpoint_paths, load_checkpoint, read_checkpoint, save_checkpoint
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
@@ -175,6 +175,35 @@ def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
     shutil.copytree(longer.folder / "checkpoints", run.folder / "checkpoints", dirs_exist_ok=True)
     with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps of the run"):
         resume(run.folder)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda adam: adam["param_groups"].clear(),
+        lambda adam: adam["state"].pop(0),
+        lambda adam: adam["state"][1].pop("exp_avg_sq"),
+        lambda adam: adam["state"][1].update(exp_avg=torch.zeros(3)),
+        lambda adam: adam["state"][1].update(exp_avg=adam["state"][1]["exp_avg"].double()),
+        lambda adam: adam["state"][1].update(exp_avg=adam["state"][1]["exp_avg"].to_sparse()),
+        lambda adam: adam["state"][1].update(exp_avg=adam["state"][1]["exp_avg"][:1].expand(8)),
+        lambda adam: adam["state"][1].update(step=7),
+    ],
+)
+def test_what_adam_cannot_have_remembered_is_refused_or_has_no_effect(tmp_path, spoil, never_stopped, settings):
+    with at_step(EPOCH + 4, press_ctrl_c), pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", settings)
+    run = load_run(tmp_path / "run")
+    state = load_checkpoint(run)
+    spoil(state["optimizer"])
+    for path in checkpoint_paths(run):
+        path.unlink()
+    save_checkpoint(run, state)
+    if state["optimizer"]["param_groups"]:
+        with pytest.raises(InputError, match=r"no intact checkpoint|is of another network: the optimizer's"):
+            resume(run.folder)
+    else:
+        assert_same(resume(run.folder), never_stopped)
 
 
 def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path, never_stopped, settings, caplog):

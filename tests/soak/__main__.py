@@ -1,0 +1,66 @@
+"""Tries to break the package, and counts: processes killed, power lost, damaged files, odd command lines.
+
+python -m tests.soak kills      trainings killed at random moments and at every change of their folder
+python -m tests.soak power      every state that a loss of power can leave, by what was not yet flushed to the disk
+python -m tests.soak inputs     100,000 damaged files of every kind that the package reads
+python -m tests.soak commands   command lines of random flags and odd values
+python -m tests.soak all        all of them
+
+The counts go to results/reliability/, of which benchmarks/reliability.py makes docs/RELIABILITY.md. The exit status is
+1 if something was found. On two cores of a 2.5 GHz Intel Xeon all of it takes about half an hour.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capsnet.hardware import default_device, environment
+from tests.soak.commands import commands
+from tests.soak.inputs import inputs
+from tests.soak.kills import kills
+from tests.soak.power import power
+
+PARTS = {"kills": kills, "power": power, "inputs": inputs, "commands": commands}
+
+
+def findings(counted: Any) -> int:
+    """The number of findings in all that was counted."""
+    if not isinstance(counted, dict):
+        return 0
+    return sum(sum(inner.values()) if name == "findings" else findings(inner) for name, inner in counted.items())
+
+
+def main() -> int:
+    """Run the parts that were asked for, and write the counts of each."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak")
+    parser.add_argument("part", choices=[*PARTS, "all"])
+    parser.add_argument("--count", type=int, help="bounds each way of breaking")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "results" / "reliability")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # so that the process can be forked
+    found = 0
+    for name in PARTS if asked.part == "all" else [asked.part]:
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="soak-") as room:
+            counted = PARTS[name](Path(room).resolve(), random.Random(asked.seed), asked.count)
+        about = environment(default_device()) | {"command": shlex.join(["python", "-m", "tests.soak", *sys.argv[1:]])}
+        about |= {"seed": asked.seed, "seconds": round(time.monotonic() - begun)}
+        asked.out.mkdir(parents=True, exist_ok=True)
+        written = {"environment": about, "findings_in_all": findings(counted)} | counted
+        (asked.out / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
+        print(f"{name}: {json.dumps(written, indent=1)}", flush=True)
+        found += findings(counted)
+    return int(found > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
