@@ -17,6 +17,7 @@ check: .venv/installed
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/python benchmarks/tables.py --check
+	.venv/bin/python benchmarks/reliability.py --check
 
 # Run docs/tutorial/tutorial.ipynb from top to bottom and keep what its cells show.
 tutorial: .venv/installed

@@ -6,6 +6,7 @@ python benchmarks/reliability.py --check    exits with 1 where it is not what th
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ What was done to break the package, how often, and what came of it. Made by `pyt
 200 digits and a network of 290,000 weights. "As if never stopped" means bit for bit: the weights that are kept, the
 weights and the optimiser's state in the last checkpoint, the validation records but for their times, the detector, the
 results on the test images and the picture in the report.
+
+All of it was done on a CPU, on one file system, with processes of one machine. Losses of power are worked out from the
+calls that a training makes; no machine was switched off.
 """
 
 
@@ -32,12 +36,17 @@ def how(part: dict[str, Any]) -> str:
     about = part["environment"]
     where = f"{about['device']}, {about['cores']} cores, Python {about['python']}, torch {about['torch']}"
     commit = (about["commit"] or "—")[:7]
-    return f"`{about['command']}`, seed {about['seed']}: {about['seconds']:,} s on {where}, commit {commit}.\n"
+    return f"`{about['command']}`, seed {about['seed']}: {about['seconds']:,} s on {where}, commit {commit}.\n\n"
+
+
+def paragraph(text: str) -> str:
+    """Words in lines of at most 120 characters."""
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
 
 
 def counts(of: dict[str, int]) -> str:
     """Names with their counts, in one line."""
-    return ", ".join(f"{name} {n:,}" for name, n in sorted(of.items())) or "—"
+    return ", ".join(f"{n:,} x {name}" for name, n in sorted(of.items())) or "—"
 
 
 def found(findings: dict[str, int]) -> str:
@@ -55,9 +64,13 @@ def kills(part: dict[str, Any]) -> str:
         ("kills_at_changes_of_an_overwriting", "the same while another run is replaced", "killed", "changes"),
     ]
     made = "\n## Processes that are stopped\n" + how(part)
-    made += (
-        "After each, the training goes on by `--resume`, or by the same command, and must end as if never stopped.\n\n"
+    made += paragraph(
+        "After each, the training goes on by `--resume`, or by the command that started it, and must end as if never "
+        "stopped. The changes are renames, fsyncs, removals and new folders. A signal must end the process with the "
+        "status that a shell gives (143, 129; 0 where it had ended) and, in the training, with the line that says how "
+        "to go on. Of two processes one must be refused (2)."
     )
+    made += "\n"
     made += "| what | how often | where it stood, or which changes | findings |\n|---|---|---|---|\n"
     for name, what, times, where in rows:
         row = part[name]
@@ -79,27 +92,32 @@ def kills(part: dict[str, Any]) -> str:
 
 def power(part: dict[str, Any]) -> str:
     """The section on losses of power."""
-    return (
-        "\n## Losses of power\n"
-        + how(part)
-        + "A loss of power takes what was not flushed to the disk: contents since a file's last fsync, and either no "
+    made = "\n## Losses of power\n" + how(part)
+    made += paragraph(
+        "A loss of power takes what was not flushed to the disk: contents since a file's last fsync, and either no "
         "names or all names since a folder's. Both were taken down before and after each change of the folder, and the "
-        "training went on from each state, as after a kill. After the end of the command every file must be there.\n\n"
-        f"Moments {part['moments']:,}, unlike states {part['unlike_states']:,}, gone on from {part['gone_on_from']:,} "
-        f"({counts(part['stood_at'])}). " + found(part["findings"])
+        "training went on from each state, as after a kill. After the end of the command every file must be there."
     )
+    counted = f"{part['moments']:,} moments, {part['unlike_states']:,} unlike states"
+    made += "\n" + paragraph(f"{counted}, {part['gone_on_from']:,} gone on from: {counts(part['stood_at'])}.")
+    return made + "\n" + found(part["findings"])
 
 
 def inputs(part: dict[str, Any]) -> str:
     """The section on damaged files."""
     made = "\n## Damaged files\n" + how(part)
-    made += (
+    made += paragraph(
         "Bits flipped, bytes overwritten, files cut, slices left out or written twice, files spliced, extreme numbers "
-        "and words. A file is refused in one line or read; one that a checksum guards must not be read as another "
-        "value. Anything else is a finding, and so are 5 s of processor time, a hang and a process that dies.\n\n"
-        f"{part['inputs']:,} files; the slowest took {part['worst']['processor_seconds']:.2f} s of processor time, and "
-        f"the most memory that one took was {part['worst']['peak_mib']:,.0f} MiB.\n\n"
+        "and words. A file must be refused in one line, or read; one that a checksum guards must not be read as "
+        "another value. Anything else is a finding, and so are 5 s of processor time, a hang and a process that dies. A "
+        "damaged line of log.jsonl is left out, which counts as another value here. The checksums in an .npz file guard arrays "
+        "but not their names: an optional array under a damaged name is passed over."
     )
+    made += "\n" + paragraph(
+        f"{part['inputs']:,} files; the slowest took {part['worst']['processor_seconds']:.2f} s of processor time, and "
+        f"the most memory that one took was {part['worst']['peak_mib']:,.0f} MiB."
+    )
+    made += "\n"
     made += "| files | tried | refused | read as it was | as another value | slowest, s | memory, MiB | findings |\n"
     made += "|---" * 8 + "|\n"
     for name, row in part["kinds"].items():
@@ -112,14 +130,14 @@ def inputs(part: dict[str, Any]) -> str:
 
 def commands(part: dict[str, Any]) -> str:
     """The section on command lines."""
-    return (
-        "\n## Command lines\n"
-        + how(part)
-        + "Random flags with odd values, understood or refused in one line with exit status 2; those that name no data "
-        "to train on are run too.\n\n"
-        f"{part['lines']:,} lines: {counts(part['outcomes'])}; the slowest took {part['processor_seconds']:.2f} s of "
-        "processor time. " + found(part["findings"])
+    made = "\n## Command lines\n" + how(part)
+    made += paragraph(
+        "Random flags with odd values must be understood, or refused in one line with exit status 2. Lines that are "
+        "understood and name no data to train on are run too."
     )
+    slowest = f"the slowest took {part['processor_seconds']:.2f} s of processor time."
+    made += "\n" + paragraph(f"{part['lines']:,} lines: {counts(part['outcomes'])}; {slowest}")
+    return made + "\n" + found(part["findings"])
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from capsnet.interrupt import Interrupted, deferred_interrupt
 from capsnet.logs import Log
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
-from capsnet.runs import Run, TrainingPart, save_network
+from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
 
 LOG_STEPS = 20
@@ -53,9 +53,9 @@ def train(
     otherwise each batch is copied. `cuda_graph` records a step on a GPU once and replays it, if it can be recorded. The
     process's random state is left as it was.
 
-    Raises InputError for data other than the run's; for a folder that another process trains in; for a loss that is
-    not finite, with the last good checkpoint left in place; for checkpoints that are damaged or of another network; and
-    where the folder cannot be written to.
+    Raises InputError for data other than the run's; for a folder that another process trains in or has replaced; for a
+    loss that is not finite, with the last good checkpoint left in place; for checkpoints that are damaged or of another
+    network; and where the folder cannot be written to.
     """
     if not save_minutes > 0:
         raise InputError(f"checkpoints are more than 0 minutes apart, not {save_minutes:g}")
@@ -66,6 +66,8 @@ def train(
     if images_on_device:
         data = replace(data, train=_on_device(data.train, device))
     with locked(run.folder), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if load_run(run.folder) != run:
+            raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
         torch.manual_seed(run.recipe.seed)  # of dropout
         remove_leftovers(run.folder)
         training = _Training(run, data, fabric, save_minutes, cuda_graph)

@@ -206,6 +206,14 @@ def test_what_adam_cannot_have_remembered_is_refused_or_has_no_effect(tmp_path, 
         assert_same(resume(run.folder), never_stopped)
 
 
+def test_a_run_that_another_start_has_replaced_is_not_trained_in_its_folder(tmp_path):
+    run = start_run(tmp_path / "run", TINY, few_digits())
+    start_run(tmp_path / "run", replace(TINY, seed=1), few_digits(), overwrite=True)
+    with pytest.raises(InputError, match="has become another run since"):
+        training.train(run, few_digits())
+    assert not checkpoint_paths(run)
+
+
 def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path, never_stopped, settings, caplog):
     start_run(tmp_path / "run", settings, few_digits())
     assert_same(resume(tmp_path / "run"), never_stopped)

@@ -84,7 +84,7 @@ def tried(room: Path, place: int, n: int, seed: int) -> dict[str, Any]:
         progress[8 * shard : 8 * shard + 8] = struct.pack("q", shard)
     counted, died = Counter[str](), Counter[str]()
     most = {"processor_seconds": 0.0, "peak_mib": 0.0, "seconds_in_all": 0.0}
-    waiting = [*range(SHARDS)]
+    waiting = [*range(min(SHARDS, n))]
     while waiting:
         children = {shard: fork(partial(work, room, place, n, seed, shard, progress)) for shard in waiting}
         waiting = []

@@ -141,10 +141,10 @@ class Training:
         import_all()
         self.room, self.data = room, make_data(room)
         self.begun = 0
-        ended = fork(self.start(self.fresh())).wait()
-        if ended.status:
-            raise RuntimeError(ended.said)
-        self.seconds = ended.seconds
+        both = [fork(self.start(self.fresh())).wait() for _ in range(2)]
+        if any(ended.status for ended in both):
+            raise RuntimeError(both[0].said)
+        self.seconds = both[1].seconds  # the first one finds less in the machine's caches
         self.folder = room / "never-stopped"
         (room / "run-1" / "run").rename(self.folder)
         self.left = what_it_leaves(self.folder)
