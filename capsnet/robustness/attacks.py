@@ -131,7 +131,7 @@ def measure_attacks(
             attacked = _Attacked(model, others, "L2", few, effort)
             curves.append(attacked.worst_case(name, sorted({*distances} - {0})))
     used = asdict(effort) | {"losses": list(LOSSES), "step_size": "2.5 epsilon / steps"}
-    used |= {"deepfool": DEEPFOOL_SETTINGS, "seed": seed, "foolbox": version("foolbox")}
+    used |= {"l2_images": len(few), "deepfool": DEEPFOOL_SETTINGS, "seed": seed, "foolbox": version("foolbox")}
     return Attacks(tuple(curves), used)
 
 
