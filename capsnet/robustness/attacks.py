@@ -25,7 +25,7 @@ from capsnet.robustness.square import square_attack
 
 Networks = dict[str, CapsNet | ConvBaseline]
 BATCH = 100
-EPSILONS = (0.05, 0.1, 0.15, 0.2, 0.3)
+EPSILONS = (0.1, 0.15, 0.2, 0.3)
 LARGE = 0.5  # within this Linf distance every image can be made an even grey, so that no network can be right
 DEEPFOOL_SETTINGS: dict[str, Any] = {"steps": 30, "candidates": 3}  # turns to the nearest of the likeliest classes
 SQUARE, DEEPFOOL, TRANSFER = "Square", "DeepFool", "transfer"
@@ -104,7 +104,7 @@ def measure_attacks(
     images: ImageSet,
     *,
     epsilons: Sequence[float] = EPSILONS,
-    distances: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0),
+    distances: Sequence[float] = (1.0, 2.0, 3.0),
     l2_images: int = 50,
     effort: Effort | None = None,
     seed: int = 0,
