@@ -12,7 +12,8 @@ from typing import Any
 from capsnet.robustness.attacks import DEEPFOOL, LARGE, SQUARE, TRANSFER, Ball, WorstCase
 from capsnet.robustness.intervals import wilson
 
-LEVEL = "within the 95 % interval of what is left after {}"
+SLACK = 0.05  # share of the images: few of them have so wide an interval that it would excuse much more
+LEVEL = f"within the 95 % interval of, and at most {100 * SLACK:g} points above, what is left after {{}}"
 RULES = {
     "more steps": "after half of the steps accuracy is " + LEVEL.format("all of them"),
     "more starts": "after one random start accuracy is " + LEVEL.format("all of them"),
@@ -48,9 +49,11 @@ class Check:
 
 
 def is_level(before: int, after: int, n: int) -> bool:
-    """Whether `before` of n images is within the 95 % interval of the `after` that are left once more was tried."""
-    low, high = wilson(after, n)
-    return low <= before / n <= high
+    """Whether hardly more of n images were right before an attack than the `after` that are left once it was added.
+
+    Hardly more is within the 95 % interval of what is left, and at most 5 points above.
+    """
+    return before / n <= wilson(after, n)[1] and before - after <= SLACK * n
 
 
 def step_names(ball: Ball) -> list[str]:

@@ -117,6 +117,24 @@ def test_an_image_keeps_the_change_that_fooled_the_network_first(network, images
     assert not bool((fooled & ~stopped.done).any())
 
 
+def test_an_image_that_has_fooled_the_network_is_not_moved_again(network, images):
+    model, shown = foolbox_model(network), []
+    aim = misclassify(model, margin)
+
+    def watched(pixels, labels):
+        shown.append(pixels.detach().clone())
+        return aim(pixels, labels)
+
+    with seeded(0):
+        attempt = descend(watched, model, images.images / 255, images.labels, 0.1, 8)
+    sizes = [len(pixels) for pixels in shown]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 12 > sizes[-1]
+    at_once = answers(network, shown[0]) != images.labels
+    assert at_once.sum() >= 2
+    assert torch.equal(attempt.adversarial[at_once], shown[0][at_once])
+
+
 @pytest.fixture(scope="module")
 def baseline():
     torch.manual_seed(0)

@@ -90,9 +90,19 @@ def test_accuracy_is_level_from_the_first_number_of_steps_within_the_interval_of
     assert verdict(late) == "level from 20 steps of PGD on; passed all 4 checks"
 
 
-@pytest.mark.parametrize(("before", "level"), [(18, True), (25, True), (27, False), (52, False)])
-def test_level_is_within_wilson_s_interval_of_what_is_left(before, level):
-    assert is_level(before, 18, 100) is level  # [11.7, 26.7]
+@pytest.mark.parametrize(
+    ("before", "after", "n", "level"),
+    [
+        (18, 18, 100, True),
+        (23, 18, 100, True),
+        (24, 18, 100, False),  # within the interval up to 26.7 %, but 6 points above
+        (14, 9, 30, False),  # within the interval up to 47.9 %, but 17 points above
+        (1870, 1800, 10_000, True),
+        (1890, 1800, 10_000, False),  # 0.9 points above, but the interval ends at 18.8 %
+    ],
+)
+def test_level_is_within_wilson_s_interval_and_five_points_of_what_is_left(before, after, n, level):
+    assert is_level(before, after, n) is level
 
 
 @pytest.mark.parametrize(
