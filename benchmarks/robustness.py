@@ -38,11 +38,10 @@ def networks_measured(runs: list[Run], networks: Networks, data: Data) -> dict[s
 
 def keep(run: str, what: str, networks: dict[str, Any], path: Path, draw: Callable[[Path], Any]) -> None:
     """Time a measurement, whose picture has its numbers beside it, and keep those with what they stand on."""
-    start = perf_counter()
+    where, start = environment(default_device()), perf_counter()  # the commit may be another one at the end
     draw(path)
     seconds = perf_counter() - start
-    about = {"run": run, "networks": networks, "seconds": round(seconds, 1)}
-    about["environment"] = environment(default_device())
+    about = {"run": run, "networks": networks, "seconds": round(seconds, 1), "environment": where}
     RESULTS.mkdir(parents=True, exist_ok=True)
     numbers = json.loads(path.with_suffix(".json").read_text())
     (RESULTS / f"{run}-{what}.json").write_text(json.dumps(about | numbers, indent=1) + "\n")
