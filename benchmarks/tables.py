@@ -106,7 +106,9 @@ def measured_robustness(kind: str) -> list[dict[str, Any]]:
 def their_errors(measured: dict[str, Any]) -> str:
     """Which networks were measured, by their own test errors and weights."""
     if "networks" not in measured:
-        return "Which weights were measured was not recorded."
+        return (
+            f"Networks trained before commit {measured['environment']['commit'][:7]}; their weights were not recorded."
+        )
     each = [
         f"{name} (recipe {of['recipe']}, {of['parameters']:,} parameters) has {of['test']['errors']:,} errors on "
         f"{of['test']['n']:,} test images (weights {of['weights_sha256'][:8]})"
@@ -131,14 +133,15 @@ def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", epsilon: floa
     for curve in curves:
         name = curve["network"]
         each.append(f"{name} still gets {percent(right[name], n)} % right ({curve['verdict']})")
+    compared = difference({name: (count, n) for name, count in right.items()})
     return (
         f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
-        f"{'; '.join(each)}. {difference({name: (count, n) for name, count in right.items()})}"
+        f"{'; '.join(each)}. {compared or 'No other network was measured: this compares nothing.' * (len(right) == 1)}"
     )
 
 
 def difference(right: dict[str, tuple[int, int]]) -> str:
-    """Which of two networks is better, by name its (right, n), if their intervals say so."""
+    """Which of two networks is better, by name its (right, n), if their intervals say so; nothing of one or many."""
     if len(right) != 2:
         return ""
     (worse, low), (better, high) = sorted(right.items(), key=lambda item: item[1][0] / item[1][1])

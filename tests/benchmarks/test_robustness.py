@@ -81,6 +81,14 @@ def test_the_sentence_of_the_readme_says_what_was_flagged_and_whether_the_interv
     assert "The intervals are apart: plain is better than capsules." in made
 
 
+@pytest.mark.usefixtures("attacked")
+def test_a_network_measured_alone_is_not_compared(program, tmp_path):
+    path = tmp_path / "results" / "robustness" / "capsules-attacks.json"
+    alone = json.loads(path.read_text())
+    path.write_text(json.dumps(alone | {"curves": alone["curves"][:2]}))
+    assert "No other network was measured: this compares nothing." in program.robustness_in_short()
+
+
 def test_overlapping_intervals_show_no_difference(program):
     assert program.difference({"a": (45, 50), "b": (47, 50)}).startswith("The intervals overlap")
     assert program.difference({"a": (45, 50)}) == ""
