@@ -125,9 +125,10 @@ def robustness_in_short() -> str:
     return "".join(f"- {line}\n" for line in lines)
 
 
-def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", epsilon: float = 0.1) -> str:
-    """The worst case at one epsilon, with what the checks say of it."""
+def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float = 0.1) -> str:
+    """The worst case at the epsilon next to `near`, with what the checks say of it."""
     curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
+    epsilon = min(curves[0]["epsilons"][1:], key=lambda epsilon: abs(epsilon - near))
     right = {curve["network"]: curve["right"][curve["epsilons"].index(epsilon)] for curve in curves}
     n, each = curves[0]["n"], []
     for curve in curves:
