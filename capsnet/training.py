@@ -21,7 +21,7 @@ from capsnet.data import Data, ImageSet, batches
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
 from capsnet.files import locked, remove_leftovers
-from capsnet.hardware import default_device, environment, fast_bf16
+from capsnet.hardware import default_device, environment, fast_bf16, seeded
 from capsnet.interrupt import Interrupted, deferred_interrupt
 from capsnet.logs import Log
 from capsnet.models import CapsNet
