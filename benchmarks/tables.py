@@ -139,6 +139,11 @@ def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float =
         name = curve["network"]
         each.append(f"{name} still gets {percent(right[name], n)} % right ({curve['verdict']})")
     compared = difference({name: (count, n) for name, count in right.items()})
+    if len(curves) == 2:
+        tried = list(zip(curves[0]["epsilons"], *(curve["intervals"] for curve in curves), strict=True))[1:]
+        apart = [f"{at:g}" for at, one, other in tried if one[1] < other[0] or other[1] < one[0]]
+        every = ", ".join(f"{at:g}" for at, *_ in tried)
+        compared += f" Of the ε tried ({every}) they are apart at {', '.join(apart) or 'none'}."
     return (
         f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
         f"{'; '.join(each)}. {compared or 'No other network was measured: this compares nothing.' * (len(right) == 1)}"

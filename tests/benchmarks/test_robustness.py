@@ -79,6 +79,7 @@ def test_the_sentence_of_the_readme_says_what_was_flagged_and_whether_the_interv
     assert "capsules still gets 10.0 [5.5, 17.4] % right (level from 10 steps of PGD on; passed all 3 checks)" in made
     assert "plain still gets 30.0 [21.9, 39.6] % right (not level at 20 steps of PGD; FLAGGED by 1 of 3 checks" in made
     assert "The intervals are apart: plain is better than capsules." in made
+    assert "Of the ε tried (0.1) they are apart at 0.1." in made
 
 
 @pytest.mark.usefixtures("attacked")
