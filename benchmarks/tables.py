@@ -106,23 +106,27 @@ def measured_robustness(kind: str) -> list[dict[str, Any]]:
 def their_errors(measured: dict[str, Any]) -> str:
     """Which networks were measured, by their own test errors and weights."""
     if "networks" not in measured:
-        return (
-            f"Networks trained before commit {measured['environment']['commit'][:7]}; their weights were not recorded."
-        )
-    each = [
-        f"{name} (recipe {of['recipe']}, {of['parameters']:,} parameters) has {of['test']['errors']:,} errors on "
-        f"{of['test']['n']:,} test images (weights {of['weights_sha256'][:8]})"
-        for name, of in measured["networks"].items()
-    ]
-    return f"Networks measured: {'; '.join(each)}."
+        commit = measured["environment"]["commit"][:7]
+        return f"Networks trained before commit {commit}; their weights were not recorded."
+    return f"Networks measured: {'; '.join(its_errors(name, of) for name, of in measured['networks'].items())}."
+
+
+def its_errors(name: str, network: dict[str, Any]) -> str:
+    """A network by its recipe, size, test errors and weights."""
+    errors, n = network["test"]["errors"], network["test"]["n"]
+    return (
+        f"{name} (recipe {network['recipe']}, {network['parameters']:,} parameters, "
+        f"weights {network['weights_sha256'][:8]}) has {errors:,} errors on {n:,} test images"
+    )
 
 
 def robustness_in_short() -> str:
-    """What the README says of robustness: a line for each thing measured."""
-    lines = [attacks_in_short(measured) for measured in measured_robustness("attacks")]
-    lines += [affine_in_short(measured) for measured in measured_robustness("affine")]
-    lines += [detection_in_short(measured) for measured in measured_robustness("detection")]
-    return "".join(f"- {line}\n" for line in lines)
+    """What the README says of robustness: whose it is, and a line for each thing measured."""
+    kinds = {"attacks": attacks_in_short, "affine": affine_in_short, "detection": detection_in_short}
+    found = [(say, measured) for kind, say in kinds.items() for measured in measured_robustness(kind)]
+    whose = {its_errors(*item): None for _, measured in found for item in measured.get("networks", {}).items()}
+    lines = [f"Networks measured: {'; '.join(whose)}."] if whose else []
+    return "".join(f"- {line}\n" for line in (*lines, *(say(measured) for say, measured in found)))
 
 
 def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float = 0.1) -> str:
@@ -135,6 +139,11 @@ def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float =
         name = curve["network"]
         each.append(f"{name} still gets {percent(right[name], n)} % right ({curve['verdict']})")
     compared = difference({name: (count, n) for name, count in right.items()})
+    if len(curves) == 2:
+        tried = list(zip(curves[0]["epsilons"], *(curve["intervals"] for curve in curves), strict=True))[1:]
+        apart = [f"{at:g}" for at, one, other in tried if one[1] < other[0] or other[1] < one[0]]
+        every = ", ".join(f"{at:g}" for at, *_ in tried)
+        compared += f" Of the ε tried ({every}) they are apart at {', '.join(apart) or 'none'}."
     return (
         f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
         f"{'; '.join(each)}. {compared or 'No other network was measured: this compares nothing.' * (len(right) == 1)}"

@@ -66,10 +66,10 @@ def test_the_table_of_attacks_says_worst_case_n_intervals_and_what_was_flagged(p
 
 
 @pytest.mark.usefixtures("attacked")
-def test_the_table_names_the_networks_by_their_own_errors_and_weights(program):
-    made = program.robustness()
-    assert "capsules (recipe fast, 1,234 parameters) has 5 errors on 10,000 test images (weights 55555555)" in made
-    assert "plain (recipe fast, 1,234 parameters) has 6 errors on 10,000 test images (weights 66666666)" in made
+def test_tables_and_readme_name_the_networks_by_their_own_errors_and_weights(program):
+    for made in (program.robustness(), program.robustness_in_short()):
+        assert "capsules (recipe fast, 1,234 parameters, weights 55555555) has 5 errors on 10,000 test images" in made
+        assert "plain (recipe fast, 1,234 parameters, weights 66666666) has 6 errors on 10,000 test images" in made
 
 
 @pytest.mark.usefixtures("attacked")
@@ -79,6 +79,7 @@ def test_the_sentence_of_the_readme_says_what_was_flagged_and_whether_the_interv
     assert "capsules still gets 10.0 [5.5, 17.4] % right (level from 10 steps of PGD on; passed all 3 checks)" in made
     assert "plain still gets 30.0 [21.9, 39.6] % right (not level at 20 steps of PGD; FLAGGED by 1 of 3 checks" in made
     assert "The intervals are apart: plain is better than capsules." in made
+    assert "Of the ε tried (0.1) they are apart at 0.1." in made
 
 
 @pytest.mark.usefixtures("attacked")
@@ -107,7 +108,7 @@ def test_the_sentence_on_detection_has_n_and_steps(program, tmp_path):
     clean = kind("clean test images", None, 100, 5)
     numbers = {"threshold": 5.0, "percentile": 95.0, "steps": 77, "validation_n": 60}
     publish(tmp_path, "detection", numbers | {"clean": clean, "suspects": suspects})
-    (line,) = program.robustness_in_short().splitlines()
+    _, line = program.robustness_in_short().splitlines()
     assert "that PGD of 77 steps made to fool capsules, 50.0 [23.7, 76.3] % at ε = 0.1 (n = 10)" in line
     assert "knows the threshold (77 steps too), 0.0 [0.0, 24.2] % at ε = 0.1 (n = 12)" in line
     assert "of clean test images 5.0 [2.2, 11.2] % (n = 100)" in line
