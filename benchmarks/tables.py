@@ -24,7 +24,7 @@ SPEED = {  # by the program that measures it
 }
 PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
 
-ATTACKS = "Accuracy under attack"
+ATTACKS = "Accuracy under the worst of all attacks"
 DETECTION = "Attacks told by their drawings"
 AFFINE = "Affine changes"
 CHANGES = {
@@ -90,13 +90,94 @@ def robustness() -> str:
         ("detection", DETECTION, detection_rows),
         ("affine", AFFINE, affine_rows),
     ):
-        for path in sorted((ROOT / "results" / "robustness").glob(f"*-{kind}.json")):
-            measured = json.loads(path.read_text())
+        for measured in measured_robustness(kind):
             where = measured["environment"]
             machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
             how = f"{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`"
-            made += f"\n## {told}\n{how}\n\n{rows(measured)}"
+            made += f"\n## {told}\n{how}\n\n{their_errors(measured)}\n\n{rows(measured)}"
     return made
+
+
+def measured_robustness(kind: str) -> list[dict[str, Any]]:
+    """What is published of "attacks", "detection" or "affine"."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "robustness").glob(f"*-{kind}.json"))]
+
+
+def their_errors(measured: dict[str, Any]) -> str:
+    """Which networks were measured, by their own test errors and weights."""
+    if "networks" not in measured:
+        return (
+            f"Networks trained before commit {measured['environment']['commit'][:7]}; their weights were not recorded."
+        )
+    each = [
+        f"{name} (recipe {of['recipe']}, {of['parameters']:,} parameters) has {of['test']['errors']:,} errors on "
+        f"{of['test']['n']:,} test images (weights {of['weights_sha256'][:8]})"
+        for name, of in measured["networks"].items()
+    ]
+    return f"Networks measured: {'; '.join(each)}."
+
+
+def robustness_in_short() -> str:
+    """What the README says of robustness: a line for each thing measured."""
+    lines = [attacks_in_short(measured) for measured in measured_robustness("attacks")]
+    lines += [affine_in_short(measured) for measured in measured_robustness("affine")]
+    lines += [detection_in_short(measured) for measured in measured_robustness("detection")]
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float = 0.1) -> str:
+    """The worst case at the epsilon next to `near`, with what the checks say of it."""
+    curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
+    epsilon = min(curves[0]["epsilons"][1:], key=lambda epsilon: abs(epsilon - near))
+    right = {curve["network"]: curve["right"][curve["epsilons"].index(epsilon)] for curve in curves}
+    n, each = curves[0]["n"], []
+    for curve in curves:
+        name = curve["network"]
+        each.append(f"{name} still gets {percent(right[name], n)} % right ({curve['verdict']})")
+    compared = difference({name: (count, n) for name, count in right.items()})
+    return (
+        f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
+        f"{'; '.join(each)}. {compared or 'No other network was measured: this compares nothing.' * (len(right) == 1)}"
+    )
+
+
+def difference(right: dict[str, tuple[int, int]]) -> str:
+    """Which of two networks is better, by name its (right, n), if their intervals say so; nothing of one or many."""
+    if len(right) != 2:
+        return ""
+    (worse, low), (better, high) = sorted(right.items(), key=lambda item: item[1][0] / item[1][1])
+    if wilson(*low)[1] < wilson(*high)[0]:
+        return f"The intervals are apart: {better} is better than {worse}."
+    return "The intervals overlap: the difference may be chance."
+
+
+def affine_in_short(measured: dict[str, Any]) -> str:
+    """The accuracy under small random changes."""
+    random, n = measured["random"], measured["n"]
+    right = {name: (of["right"], of["n"]) for name, of in random["networks"].items()}
+    each = ", ".join(f"{name} {percent(*counts)} %" for name, counts in right.items())
+    return (
+        f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels at random, "
+        f"n = {n:,} test images are right: {each}. {difference(right)}"
+    )
+
+
+def detection_in_short(measured: dict[str, Any]) -> str:
+    """What is flagged of attacks by who does not know the threshold, and by who does."""
+    clean, steps = measured["clean"], measured["steps"]
+    each = {
+        name: ", ".join(
+            f"{percent(kind['flagged'], kind['n'])} % at ε = {kind['epsilon']:g} (n = {kind['n']:,})"
+            for kind in measured["suspects"]
+            if kind["name"] == name and kind["n"]
+        )
+        for name in ("PGD", "aware")
+    }
+    return (
+        f"A bad drawing flags, of images that PGD of {steps} steps made to fool {measured['run']}, {each['PGD']}; of "
+        f"those by an attacker who knows the threshold ({steps} steps too), {each['aware']}; of clean test images "
+        f"{percent(clean['flagged'], clean['n'])} % (n = {clean['n']:,})."
+    )
 
 
 def speed() -> dict[str, dict[str, Results]]:
@@ -137,38 +218,62 @@ def percent(right: int, n: int) -> str:
 
 
 def attack_rows(measured: dict[str, Any]) -> str:
-    """Accuracy by network, attack and strength, and the checks for masked gradients."""
+    """The worst case by network, norm and strength, how level it is, and the checks of the attacks."""
+    settings = measured["settings"]
+    steps = ", ".join(map(str, settings["steps"]))
     lines = [
-        "What a smaller change fools counts as fooled by a larger one. Where DeepFool finds nothing an image counts as "
-        "right: its curve is an upper bound. The checks for masked gradients follow one run of PGD, whose step is "
-        "2.5 ε / 20: half-way it has barely reached the boundary. The search without gradients is small, so that it "
-        "finds less says little.",
+        "Worst case over all attacks, image by image: an image counts as right only if every attack on it has failed. "
+        f"PGD on two losses (margin, cross-entropy) with {steps} steps, each of 2.5 ε / steps; {settings['starts']} "
+        f"random starts, {settings['start_steps']} steps each but the first; images that PGD made for the other "
+        f"networks; for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
+        "What a smaller change fools counts as fooled by a larger one.",
         "",
     ]
-    for attack in dict.fromkeys(curve["attack"] for curve in measured["curves"]):
-        curves = [curve for curve in measured["curves"] if curve["attack"] == attack]
+    for norm in ("Linf", "L2"):
+        curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
         strengths = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
-        lines += [f"{attack}, {curves[0]['norm']}: accuracy in % of n = {curves[0]['n']:,} test images, by ε", ""]
-        lines += ["| network | " + " | ".join(strengths) + " |", "|---" * (len(strengths) + 1) + "|"]
+        lines += [f"Worst case, {norm}: accuracy in % of n = {curves[0]['n']:,} test images, by ε", ""]
+        lines += [f"| network | {' | '.join(strengths)} | checks of the attacks |", "|---" * (len(strengths) + 2) + "|"]
         for curve in curves:
             cells = [percent(right, curve["n"]) for right in curve["right"]]
-            lines.append(f"| {curve['network']} | " + " | ".join(cells) + " |")
+            lines.append(f"| {curve['network']} | {' | '.join(cells)} | {curve['verdict']} |")
         lines.append("")
-    lines += ["Checks for masked gradients:", ""]
-    lines += [f"- {check['sentence']}" for check in measured["masking"]["checks"]]
-    return "\n".join(lines) + "\n"
+    lines += level_rows(measured)
+    lines += ["", "Checks of the attacks, each at the ε where it found most:", ""]
+    lines += [f"- {check['sentence']}" for curve in measured["curves"] for check in curve["checks"]]
+    rules = "; ".join(f"{name}: {rule}" for name, rule in measured["rules"].items())
+    return "\n".join([*lines, "", f"A check passes if, at every ε, {rules}."]) + "\n"
+
+
+def level_rows(measured: dict[str, Any]) -> list[str]:
+    """Accuracy by the steps of PGD, at every strength."""
+    steps = [str(steps) for steps in sorted(measured["settings"]["steps"])]
+    lines = ["Accuracy in % after PGD of up to so many steps, from one random start each", ""]
+    lines += [f"| network | norm | ε | {' | '.join(steps)} | level |", "|---" * (len(steps) + 4) + "|"]
+    for curve in measured["curves"]:
+        for ball in curve["balls"]:
+            cells = [f"{100 * ball['accuracy_by_steps'][number]:.1f}" for number in steps]
+            level = f"from {ball['level_from_steps']} steps" if ball["level"] else "**no**"
+            lines.append(
+                f"| {curve['network']} | {curve['norm']} | {ball['epsilon']:g} | {' | '.join(cells)} | {level} |"
+            )
+    return lines
 
 
 def detection_rows(measured: dict[str, Any]) -> str:
     """What is flagged of each kind of image."""
+    steps = measured["steps"]
     words = (
-        f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. "
-        "The aware attack stops just below it, so its AUC is no measure of detection: its flagged share is.\n\n"
+        f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. PGD, on the "
+        f"cross-entropy and going on after it has fooled the network, and the aware attack take {steps} steps from one "
+        "random start. The aware attack stops just below the threshold, so its AUC is no measure of detection: its "
+        "flagged share is.\n\n"
     )
     rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]
     for kind in (measured["clean"], *measured["suspects"]):
         attacked = kind["epsilon"] is not None
-        name = f"{kind['name']}, ε = {kind['epsilon']:g}" if attacked else kind["name"]
+        called = kind["name"] if kind["name"] not in ("PGD", "aware") else f"{kind['name']}-{steps}"
+        name = f"{called}, ε = {kind['epsilon']:g}" if attacked else called
         flagged = percent(kind["flagged"], kind["n"]) if kind["n"] else "—"
         undetected = percent(kind["undetected"], kind["tried"]) if attacked else "—"
         area = "—" if kind is measured["clean"] or kind["auc"] is None else f"{kind['auc']:.3f}"
@@ -203,6 +308,7 @@ def main() -> int:
     made, measured = table(load()), speed()
     readme = between((ROOT / "README.md").read_text(), "results", made)
     readme = between(readme, "speed", speed_in_short(measured))
+    readme = between(readme, "robustness", robustness_in_short())
     files = {"README.md": readme, "RESULTS.md": HEAD + made + robustness() + speed_in_full(measured)}
     stale = [name for name, text in files.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv[1:]:

@@ -1,8 +1,7 @@
 """What a recipe says, as a network, a loss and a learning rate."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from capsnet.baselines import ConvBaseline
+from capsnet.hardware import seeded
 from capsnet.inputs import check_labels
 from capsnet.losses import margin_loss, reconstruction_loss
 from capsnet.models import CapsNet
@@ -21,7 +21,7 @@ def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: in
 
     The caller's random numbers go on as if nothing had been drawn.
     """
-    with _seeded(recipe.seed):
+    with seeded(recipe.seed, torch.get_default_device()):
         return _build_network(recipe, image_shape, classes)
 
 
@@ -29,17 +29,6 @@ def _build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: i
     if recipe.network != "capsnet":
         return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
     return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in CAPSULES})
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed on the default device, whose generators are then as they were."""
-    device = torch.get_default_device()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        yield
 
 
 def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:

@@ -131,6 +131,8 @@ SYSTEM_ERRORS = {  # what a system lacks or forbids, which a user can put right;
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
 }
 
+NOISY_LOGGERS = ("torch.utils.cpp_extension", "lightning_fabric.utilities.rank_zero")  # on having no GPU, on using bf16
+
 
 def main() -> None:
     """Run a command line; what a user can put right becomes one line on stderr and exit status 2.
@@ -146,6 +148,8 @@ def main() -> None:
 
             logging.basicConfig(format="%(message)s")
             logging.getLogger("capsnet").setLevel(logging.INFO)
+            for noisy in NOISY_LOGGERS:
+                logging.getLogger(noisy).setLevel(logging.ERROR)
             verb()
             sys.stdout.flush()
     except InputError as error:

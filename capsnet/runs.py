@@ -217,6 +217,11 @@ class Run:
         run.write_json("recipe.json", run.about())
         return run
 
+    def is_like(self, other: "Run") -> bool:
+        """Whether the two train the same network on the same data, whatever class the recipe has."""
+        settings = [[getattr(run.recipe, f.name) for f in fields(Recipe)] for run in (self, other)]
+        return settings[0] == settings[1] and self.fingerprint == other.fingerprint
+
     def about(self) -> dict[str, Any]:
         """What recipe.json holds."""
         return {

@@ -21,7 +21,7 @@ from capsnet.data import Data, ImageSet, batches
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
 from capsnet.files import locked, remove_leftovers
-from capsnet.hardware import default_device, environment, fast_bf16
+from capsnet.hardware import default_device, environment, fast_bf16, seeded
 from capsnet.interrupt import Interrupted, deferred_interrupt
 from capsnet.logs import Log
 from capsnet.models import CapsNet
@@ -65,10 +65,9 @@ def train(
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
     if images_on_device:
         data = replace(data, train=_on_device(data.train, device))
-    with locked(run.folder), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if load_run(run.folder) != run:
+    with locked(run.folder), seeded(run.recipe.seed, device):  # of dropout
+        if not load_run(run.folder).is_like(run):
             raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
-        torch.manual_seed(run.recipe.seed)  # of dropout
         remove_leftovers(run.folder)
         training = _Training(run, data, fabric, save_minutes, cuda_graph)
         if resume:

@@ -17,6 +17,7 @@ from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.recipes import RECIPES, Digits, Fast, find_recipe, name_of, recorded_recipe
 from capsnet.runs import load_run, start_run
+from capsnet.training import train
 from tests.training import few_digits
 
 OPTIONS = {
@@ -231,7 +232,8 @@ def test_a_recipe_of_the_user_s_is_recorded_by_its_class_and_comes_back_with_the
         network: str = "small-cnn"
         remark: str = "mine"
 
-    run = start_run(tmp_path / "run", Mine(seed=7), few_digits())
+    run = start_run(tmp_path / "run", Mine(seed=7, epochs=1), few_digits())
+    train(run, few_digits())
     assert run.recipe_name == f"{__name__}.{Mine.__qualname__}"
     again = load_run(run.folder)
     assert again.recipe_name == run.recipe_name

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from shutil import which
 
 import pytest
 import torch
@@ -20,10 +21,10 @@ RECIPES = [TINY, replace(TINY, averaging=0.75), replace(TINY, network="small-cnn
 NAMES = ["capsnet", "averaged", "small-cnn"]
 
 
-def step_of(recipe=TINY, device="cpu", precision="32-true"):
+def step_of(recipe=TINY, device="cpu", precision="32-true", compiled=False):
     with torch.device(device):
         network = build_network(recipe, (1, 8, 8), 10)
-    return steps.Step(network, recipe, Fabric(accelerator=device, devices=1, precision=precision), compiled=False)
+    return steps.Step(network, recipe, Fabric(accelerator=device, devices=1, precision=precision), compiled=compiled)
 
 
 def epoch(recipe=TINY, device="cpu"):
@@ -74,6 +75,25 @@ def test_neither_batches_nor_steps_ask_the_device_for_a_value(recipe, precision)
             measured = step(*batch, rate=1e-3)
         with pytest.raises(DataDependentOutputException):
             measured[0].item()
+
+
+no_compiler = pytest.mark.skipif(which("c++") is None, reason="there is no C++ compiler")
+
+
+# The compiler's own, of the package that it traces and of what it is made of.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=no_compiler)], ids=["plain", "compiled"])
+@pytest.mark.parametrize(("precision", "error"), [("32-true", 1e-5), ("bf16-mixed", 0.02)])
+def test_a_step_measures_and_moves_the_weights_alike_in_any_precision_and_compiled_or_not(precision, error, compiled):
+    step, exact = step_of(precision=precision, compiled=compiled), step_of()
+    exact.network.double()
+    images, labels = next(epoch())
+    found = step(images, labels, rate=1e-3)
+    torch.testing.assert_close(found[:3], exact(images.double(), labels, rate=1e-3)[:3].float(), rtol=error, atol=error)
+    moved, expected = (weights(network) - weights(step_of().network) for network in (step.network, exact.network))
+    assert moved.dtype == torch.float32
+    assert torch.cosine_similarity(moved.double(), expected, dim=0) > 0.9
 
 
 class Replayed:

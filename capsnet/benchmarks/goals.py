@@ -15,6 +15,11 @@ class Goal(NamedTuple):
     measured: str
     held: bool | None
 
+    @property
+    def mark(self) -> str:
+        """The figure with the word for whether it is enough."""
+        return {None: NOT_RUN, True: f"{self.measured}, held", False: f"**{self.measured}, missed**"}[self.held]
+
 
 class Aim(NamedTuple):
     """What is asked for, how to read it from the results, how to show it, and whether it is enough."""
@@ -43,6 +48,15 @@ def against_textbook(results: Results) -> float | None:
     paper = {"b": 128, "i": 1152, "j": 10, "d": 8, "e": 16}
     shapes = [one for one in results.get("shapes", ()) if one["shape"] == paper]
     return min((one["ways"]["door"]["textbook_takes"] for one in shapes), default=None)
+
+
+def worst(results: Results) -> tuple[float, list[int]] | None:
+    """The door's longest time over the textbook's, and at which shape: of all shapes that both were timed at."""
+    found = [(one["door_takes"], one["shape"]) for one in results.get("listed", {}).get("each", ())]
+    for one in results.get("shapes", ()):
+        times = one["ways"]["door"]["textbook_takes"]
+        found += [] if times is None else [(1 / times, list(one["shape"].values()))]
+    return max(found, default=None)
 
 
 def peak_of_many(results: Results) -> int | None:
@@ -76,11 +90,11 @@ AIMS = {
             lambda times: times >= 4,
         ),
         Aim(
-            "its time at the worst of many small and odd shapes",
+            "its time at the worst of all shapes that were timed, large and small",
             "at most 1.10 of the textbook's",
-            lambda results: results["listed"]["worst"]["door_takes"] if "listed" in results else None,
-            "{:.2f}".format,
-            lambda takes: takes <= 1.1,
+            worst,
+            lambda found: f"{found[0]:.2f} at {' · '.join(f'{size:,}' for size in found[1])}",
+            lambda found: found[0] <= 1.1,
         ),
         Aim(
             "its memory over inputs, output and gradients: 32 images, 20,000 children, 100 parents (votes: 4.1 GB)",

@@ -59,9 +59,9 @@ def print_tables(name: str, results: Results) -> None:
 
 def goal_table(name: str, results: Results) -> Table:
     """The goals, and what came out."""
-    words = {None: NOT_RUN, True: "yes", False: "no"}
+    words = {None: "not run", True: "held", False: "missed"}
     rows = [(goal.what, goal.asked, goal.measured, words[goal.held]) for goal in goals(name, results)]
-    return Table("Goals for two processor cores", ("what", "goal", "measured", "reached"), rows)
+    return Table("Goals for two processor cores", ("what", "goal", "measured", "verdict"), rows)
 
 
 def goals_by_device(measured: dict[str, dict[str, Results]]) -> Table:
@@ -70,8 +70,9 @@ def goals_by_device(measured: dict[str, dict[str, Results]]) -> Table:
     for name in ("routing", "training"):
         columns = [goals(name, measured.get(name, {}).get(device, {})) for device in ("cpu", "cuda")]
         for cpu, cuda in zip(*columns, strict=True):
-            rows.append((cpu.what, cpu.asked, cpu.measured, cuda.measured))
-    return Table("Goals for two processor cores, and what was measured", ("what", "goal", "processor", "GPU"), rows)
+            rows.append((cpu.what, cpu.asked, cpu.mark, cuda.mark))
+    title = f"Goals for two processor cores, and what was measured; {NOT_RUN}: not run"
+    return Table(title, ("what", "goal", "processor", "GPU"), rows)
 
 
 def _shapes(results: Results) -> Table:

@@ -7,11 +7,12 @@ from capsnet.data.arrays import read_arrays
 from capsnet.data.batches import batches, shifted
 from capsnet.data.digits import load_digits
 from capsnet.data.images import image_tensor, read_folder
-from capsnet.data.inputs import reason, usable_path
+from capsnet.data.inputs import reason
 from capsnet.data.resize import size_pair
 from capsnet.data.sets import Data, Fingerprint, ImageSet, PartFingerprint, split
 from capsnet.data.sources import SOURCES, load_source
 from capsnet.errors import InputError
+from capsnet.paths import usable_path
 
 __all__ = [
     "Data",

@@ -12,23 +12,6 @@ MAX_RATIO = 20  # times its own size that a larger file may unpack to; MNIST's u
 MAX_SHOWN = 200  # characters of a name, or of a library's words, in a message
 
 
-def usable_path(name: str | Path) -> Path:
-    """Return the path of a name, ~ expanded; nothing need be there.
-
-    Raises InputError for what can be no path (empty, too long, with a NUL, the home of nobody) or may not be looked at.
-    """
-    if not str(name):
-        raise InputError("an empty name is no path: name a file or a folder")
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{shortened(str(name))} cannot be used as a path ({reason(error)}): name another") from error
-    if "\0" in str(name):  # which exists() takes for a path where nothing is
-        raise InputError(f"{shortened(str(name))} cannot be used as a path (it has a NUL): name another")
-    return path
-
-
 def check_regular(path: Path) -> None:
     """Raise InputError for a folder, a pipe or a device, which cannot be read as a file: a pipe would be waited for."""
     if path.exists() and not path.is_file():

@@ -3,15 +3,17 @@
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from capsnet.data.idx import read_idx
-from capsnet.data.inputs import usable_path
 from capsnet.data.sets import Data, ImageSet
 from capsnet.errors import InputError
+from capsnet.paths import usable_path
 
 FILES = (
     "train-images-idx3-ubyte.gz",
@@ -139,20 +141,33 @@ def _check_is(name: str, test: ImageSet, folder: Path) -> None:
 def _download(folder: Path, name: str, file: str, missing: list[str]) -> Path:
     import pooch
 
-    pooch.get_logger().setLevel("WARNING")  # our own line says it
     source, failures = SOURCES[name], []
     checksum = source.sha256[FILES.index(file)]
     downloader = pooch.HTTPDownloader(timeout=10)  # seconds without an answer
     for mirror in source.mirrors:
         logging.getLogger(__name__).info("downloading %s to %s", mirror + file, folder / name)
         try:
-            return Path(pooch.retrieve(mirror + file, f"sha256:{checksum}", file, folder / name, downloader=downloader))
+            with _silent(pooch.get_logger()):  # our own line says it
+                return Path(
+                    pooch.retrieve(mirror + file, f"sha256:{checksum}", file, folder / name, downloader=downloader)
+                )
         except (OSError, ValueError) as error:  # a ValueError of pooch's is a wrong checksum
             failures.append(f"{mirror}: {_reason(error)}")
     raise InputError(
         f"{name}: {', '.join(missing)} not in {folder / name} or {folder}, and the download failed "
         f"({'; '.join(failures)}): put the files there, or say with --data-dir where they are"
     )
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Have a library's logger show warnings alone for a while."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -43,9 +43,10 @@ DASHES = ("--", "-", ":", "-.")  # by epsilon
 CAPTION = (
     "Flagged is an image whose error, that of the winning capsule's drawing, squared and summed over pixels, is above "
     "the threshold. Validation images alone have set it: {percentile:g} % of n = {n:,} are not above it. Attacks start "
-    "from test images that are classified right and count where they fooled the network; the aware attack also seeks "
-    "an error below the threshold. Intervals: 95 %, Wilson. Dots: the threshold. AUC: the area below a curve; the "
-    "aware attack stops just below the one threshold that it knows, so that elsewhere on its curve nobody is aware."
+    "from test images that are classified right and count where they fooled the network. PGD, on the cross-entropy, "
+    "and the aware attack, which also seeks an error below the threshold, take {steps} steps from one random start. "
+    "Intervals: 95 %, Wilson. Dots: the threshold. AUC: the area below a curve; the aware attack stops just below the "
+    "one threshold that it knows, so that elsewhere on its curve nobody is aware."
 )
 
 
@@ -61,7 +62,7 @@ def draw_detection(result: Detection, path: Path) -> Path:
     block = 0.5 + LINE * _lines(names) + CELL * cell_height(*result.clean.seen.images.shape[2:])
     height = panels + 0.7 + block * rows
     with page(path, WIDTH, height) as figure:
-        caption = CAPTION.format(n=result.detector.n, percentile=result.detector.percentile)
+        caption = CAPTION.format(n=result.detector.n, percentile=result.detector.percentile, steps=result.steps)
         figure.text(0, 0, wrapped(caption, WIDTH, SMALL), fontsize=SMALL, va="top", color=GREY)
         figure.text(0, 1, "Telling attacks by their drawings", fontsize=TITLE, weight="bold", va="bottom", color=BLACK)
         bottom, tall = 1 - (panels - 0.1) / height, (panels - 0.5) / height

@@ -129,7 +129,7 @@ GALLERY: dict[str, Exhibit] = {
     "attacks": Exhibit(
         "attacks*.png",
         lambda s, folder: attack(s.networks, s.data.test, folder / "attacks.png"),
-        "Accuracy against the strength of attacks, and the checks for gradient masking.",
+        "Accuracy under the worst of all attacks, image by image, and what the checks of the attacks say.",
     ),
     "lengths": Exhibit(
         "lengths.png",

@@ -17,7 +17,6 @@ from capsnet.robustness.affine import measure_affine
 from capsnet.robustness.attacks import EPSILONS, measure_attacks
 from capsnet.robustness.detection import measure_detection
 from capsnet.robustness.detector import save_detector
-from capsnet.robustness.masking import Probe, measure_masking
 from capsnet.runs import Run
 
 Networks = dict[str, CapsNet | ConvBaseline]
@@ -28,25 +27,25 @@ def attack(
     images: ImageSet,
     path: Path,
     *,
-    count: int = 1000,
+    count: int = 50,
     epsilons: Sequence[float] = EPSILONS,
     seed: int = 0,
 ) -> Path:
-    """Attack `count` images, drawn by seed, check the first 50 of them for masked gradients, and draw what came out.
+    """Attack `count` images, drawn by seed, and draw the worst case and what checks of the attacks say.
 
     Raises InputError for an epsilon outside [0, 1] and no images.
     """
     if count < 1:
         raise InputError(f"an attack takes at least one image, not {count}")
     drawn = images.select(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count])
-    attacks = measure_attacks(networks, drawn, epsilons=epsilons, seed=seed)
-    masking = measure_masking(networks, drawn.select(torch.arange(min(50, len(drawn)))), Probe(seed=seed))
-    return draw_attacks(attacks, path, masking=masking)
+    return draw_attacks(measure_attacks(networks, drawn, epsilons=epsilons, seed=seed), path)
 
 
-def detect(run: Run, network: CapsNet, data: Data, path: Path, *, other: Data | None = None, count: int = 100) -> Path:
+def detect(
+    run: Run, network: CapsNet, data: Data, path: Path, *, other: Data | None = None, count: int = 100, steps: int = 20
+) -> Path:
     """Measure what a threshold on drawings tells, keep that threshold with the run for `predict`, and draw it all."""
-    result = measure_detection(network, data, other, count=count)
+    result = measure_detection(network, data, other, count=count, steps=steps)
     save_detector(run, result.detector)
     return draw_detection(result, path)
 

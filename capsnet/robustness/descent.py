@@ -1,101 +1,124 @@
-"""Images changed within a ball until a network takes them for something else: FGSM, BIM and PGD, by foolbox."""
+"""Images changed within a ball until an aim is reached: projected gradient descent (PGD), by foolbox."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEVER = 10**9  # steps: more than any attack takes
 STEP = 2.5  # of epsilon, over the steps: far enough to cross the ball and turn back
 ROUNDING = 1e-5  # by which float32 may leave a ball
+
+Norm = Literal["Linf", "L2"]
+"""The largest change of a pixel, or the root of the sum of squared changes."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Scores [b, j] and labels [b] → what an attack raises, [b]."""
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Images [b, c, h, w] and labels [b] → what an attack raises, [b], and whether its aim is reached, bool [b]."""
 
 
 class Attempt(NamedTuple):
     """What an attack made of b images."""
 
     adversarial: Tensor  # [b, c, h, w]
-    steps: Tensor  # int64 [b]: gradient steps until the network was fooled, or NEVER
-
-    @property
-    def fooled(self) -> Tensor:
-        """Bool [b]."""
-        return self.steps < NEVER
+    done: Tensor  # bool [b]: the aim is reached
 
 
-class StopsWhenFooled:
-    """Makes an attack of foolbox leave alone what is already misclassified, by giving it a gradient of zero there.
+def margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """The largest score of a wrong class minus that of the true one: scores [b, j], labels [b] → [b].
 
-    The attack is no weaker for it, since an image that fools the network stays as it is, and costs one gradient for
-    each step of an image that still resists.
+    Unlike the cross-entropy's, its gradient does not vanish where a network is sure.
     """
+    true = labels.unsqueeze(-1)  # [b, 1]
+    wrong = scores.scatter(-1, true, -torch.inf).amax(dim=-1)  # over classes j but the true one
+    return wrong - scores.gather(-1, true).squeeze(-1)
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of scores [b, j], taken as logits, and labels [b] → [b]."""
+    return F.cross_entropy(scores, labels, reduction="none")
+
+
+LOSSES: dict[str, Loss] = {"margin": margin, "cross-entropy": cross_entropy}
+
+
+def misclassify(model: Callable[[Tensor], Tensor], loss: Loss, *, stops: bool = True) -> Objective:
+    """The aim that a network gives another class than the label; without `stops` an attack goes on after that.
+
+    model: images [b, c, h, w] → scores [b, j]
+    """
+
+    def objective(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        scores = model(pixels)  # [b, j]
+        fooled = scores.argmax(dim=-1) != labels  # over classes j
+        return loss(scores, labels), fooled & stops
+
+    return objective
+
+
+class _StopsWhenDone:
+    """Makes an attack of foolbox keep an image as soon as its aim is reached, and take no further gradient for it."""
+
+    def __init__(self, objective: Objective, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.objective = objective
 
     def get_loss_fn(self, model: Any, labels: Any) -> None:
         """Begin an attack: foolbox asks for the loss once."""
-        self.model, self.labels = model, labels.raw
-        self.fooled_after = torch.full_like(self.labels, NEVER)
-        self.step = 0
+        self.labels = labels.raw
+        self.left = torch.arange(len(self.labels), device=self.labels.device)  # the images that have still to move
+        self.changed: Tensor | None = None
 
     def value_and_grad(self, _: None, x: Any) -> tuple[None, Any]:
-        """Gradient of the cross-entropy, foolbox's own loss, for the images x [b, c, h, w] that still resist."""
+        """Gradient for the images x [b, c, h, w] that have still to move, and zero for the others."""
+        if self.changed is None:
+            self.changed = x.raw.clone()
         gradient = torch.zeros_like(x.raw)
-        resisting = self.resisting()
-        if len(resisting):
-            pixels = x.raw[resisting].detach().requires_grad_()
-            scores = self.model(pixels)  # [b, j]
-            loss = F.cross_entropy(scores, self.labels[resisting], reduction="sum")
-            (slope,) = torch.autograd.grad(loss, pixels)
-            right = self.note(resisting, scores)
-            gradient[resisting[right]] = slope[right]
-        self.step += 1
+        if len(self.left):
+            pixels = x.raw[self.left].detach()
+            self.changed[self.left] = pixels
+            loss, done = self.objective(pixels.requires_grad_(), self.labels[self.left])
+            (found,) = torch.autograd.grad(loss.sum(), pixels)
+            self.left, found = self.left[~done], found[~done]
+            gradient[self.left] = found
         return None, type(x)(gradient)
-
-    def resisting(self) -> Tensor:
-        """Places of the images that are not fooled yet, int64 [m]."""
-        return (self.fooled_after == NEVER).nonzero().flatten()
-
-    def note(self, places: Tensor, scores: Tensor) -> Tensor:
-        """Keep which images are fooled by now; places [b], scores [b, j] → bool [b], those that are not."""
-        right = scores.argmax(dim=-1) == self.labels[places]  # over classes j
-        self.fooled_after[places[~right]] = self.step
-        return right
 
 
 def descend(
-    model: Any, pixels: Tensor, labels: Tensor, epsilon: float, attack: str = "PGD", steps: int = 15
+    objective: Objective, model: Any, pixels: Tensor, labels: Tensor, epsilon: float, steps: int, norm: Norm = "Linf"
 ) -> Attempt:
-    """Attack images within epsilon (Linf) by FGSM, BIM or PGD, each image until it fools the network.
+    """Attack images within epsilon by PGD, each image until the aim is reached.
 
-    BIM and PGD take steps of 2.5 · epsilon / steps, enough to cross the ball and turn (Madry et al., "Towards Deep
-    Learning Models Resistant to Adversarial Attacks", 2018); PGD starts at random, by torch's generator.
+    It starts at random in the ball, by torch's generator, and takes steps of length 2.5 · epsilon / steps, enough to
+    cross the ball and turn back (Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018):
+    along the sign of the gradient (Linf), or along the gradient (L2).
     model by `foolbox_model`, pixels [b, c, h, w] in [0, 1], labels [b]
     """
-    from foolbox import attacks
+    from foolbox.attacks import L2ProjectedGradientDescentAttack, LinfProjectedGradientDescentAttack
     from foolbox.criteria import Misclassification
 
-    kinds: dict[str, Any] = {
-        "FGSM": attacks.LinfFastGradientAttack,
-        "BIM": attacks.LinfBasicIterativeAttack,
-        "PGD": attacks.LinfProjectedGradientDescentAttack,
-    }
-    kind: Any = type(attack, (StopsWhenFooled, kinds[attack]), {})
-    attacker = kind() if attack == "FGSM" else kind(steps=steps, rel_stepsize=STEP / steps)
-    adversarial = attacker.run(model, pixels, Misclassification(labels), epsilon=epsilon)
-    check_within(adversarial, pixels, epsilon)
-    resisting = attacker.resisting()
-    if len(resisting):  # where has the last step led?
+    by_norm = {"Linf": LinfProjectedGradientDescentAttack, "L2": L2ProjectedGradientDescentAttack}
+    kind: Any = type("PGD", (_StopsWhenDone, by_norm[norm]), {})
+    attack = kind(objective, steps=steps, rel_stepsize=STEP / steps)
+    last = attack.run(model, pixels, Misclassification(labels), epsilon=epsilon)
+    adversarial, done = attack.changed, torch.ones_like(labels, dtype=torch.bool)
+    if len(attack.left):  # where has the last step led?
+        adversarial[attack.left] = last[attack.left]
         with torch.no_grad():
-            attacker.note(resisting, model(adversarial[resisting]))
-    return Attempt(adversarial, attacker.fooled_after)
+            done[attack.left] = objective(last[attack.left], labels[attack.left])[1]
+    check_within(adversarial, pixels, epsilon, norm)
+    return Attempt(adversarial, done)
 
 
-def check_within(adversarial: Tensor, pixels: Tensor, epsilon: float) -> None:
-    """Raise RuntimeError for images [b, c, h, w] outside [0, 1] or further than epsilon (Linf) from pixels."""
-    reach, low, high = float((adversarial - pixels).abs().max()), float(adversarial.min()), float(adversarial.max())
+def check_within(adversarial: Tensor, pixels: Tensor, epsilon: float, norm: Norm = "Linf") -> None:
+    """Raise RuntimeError for images [b, c, h, w] outside [0, 1] or further than epsilon from pixels."""
+    change = (adversarial - pixels).flatten(1)  # [b, c h w]
+    length = torch.linalg.vector_norm(change, torch.inf if norm == "Linf" else 2, dim=-1)
+    reach, low, high = float(length.max()), float(adversarial.min()), float(adversarial.max())
     if not (reach <= epsilon + ROUNDING and low >= 0 and high <= 1):
         raise RuntimeError(f"an attack within {epsilon:g} went as far as {reach:g}, to pixels from {low:g} to {high:g}")
 

@@ -42,7 +42,7 @@ class Detection:
     clean: Kind
     suspects: tuple[Kind, ...]
     steps: int
-    """Gradients that PGD and the aware attack take at most."""
+    """Gradients that PGD takes, and the aware attack at most, each from one random start."""
     seed: int
 
 

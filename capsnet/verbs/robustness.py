@@ -23,12 +23,13 @@ class Targeted(Look):
 
 @dataclass(frozen=True)
 class Attacks(Compare):
-    """Measure accuracy against the strength of attacks, and check for gradient masking. Takes minutes."""
+    """Measure accuracy under the worst of all attacks, and check the attacks themselves. Takes minutes a network."""
 
-    images: int = 1000
-    """How many test images are attacked."""
-    epsilons: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3)
-    """The largest changes of a pixel, from 0 to 1, by FGSM, BIM and PGD."""
+    images: int = 50
+    """How many test images are attacked. The time grows with them: one that resists takes 1,160 gradients and 500
+    answers of the network for each epsilon."""
+    epsilons: tuple[float, ...] = (0.1, 0.15, 0.2, 0.3)
+    """The largest changes of a pixel, from 0 to 1."""
 
     def __call__(self) -> None:
         """Attack, draw, and say where."""

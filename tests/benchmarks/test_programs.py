@@ -83,4 +83,4 @@ def test_a_mistake_of_a_program_is_answered_with_exit_status_2():
     command = [sys.executable, PROGRAMS / "epoch_to_accuracy.py", "--quick", "--epochs", "0"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 2
-    assert said.stderr.endswith("error: --epochs must be at least 1, not 0\n")
+    assert said.stderr.endswith("error: --epochs must be greater than or equal to 1, not 0\n")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from capsnet.benchmarks.goals import goals
 from capsnet.benchmarks.pictures import draw
-from capsnet.benchmarks.report import Table, goals_by_device, machine, markdown, print_tables, tables
+from capsnet.benchmarks.report import Table, goal_table, goals_by_device, machine, markdown, print_tables, tables
 
 WHERE = {"device": "Abacus", "cores": 2, "torch": "2.13.0", "commit": "0123456789", "command": "routing.py"}
 PAPER = {"b": 128, "i": 1152, "j": 10, "d": 8, "e": 16}
@@ -82,14 +82,57 @@ def test_of_what_was_not_measured_yet_there_is_no_table():
 
 def test_a_goal_is_reached_missed_or_not_measured():
     held = {goal.measured: goal.held for goal in (*goals("routing", ROUTING), *goals("training", TRAINING))}
-    assert held == {"4.2 x": True, "3.6 x": True, "79 % in float32": False, "5.0 %": True, "—": None}
+    assert held == {
+        "4.2 x": True,
+        "0.24 at 128 · 1,152 · 10 · 8 · 16": True,
+        "3.6 x": True,
+        "79 % in float32": False,
+        "5.0 %": True,
+        "—": None,
+    }
 
 
 def test_a_device_that_was_not_at_hand_is_a_dash_in_every_row():
     table = goals_by_device({"routing": {"cpu": ROUTING}, "training": {"cpu": TRAINING}})
     assert table.head[-1] == "GPU"
     assert {row[-1] for row in table.rows} == {"—"}
-    assert "4.2 x" in {row[-2] for row in table.rows}
+    assert "4.2 x, held" in {row[-2] for row in table.rows}
+
+
+def test_a_missed_goal_reads_as_missed_in_the_readme_and_everywhere():
+    missed = {"environment": WHERE, "quick": False, "routing": {"ms": 49.8, "share": 0.105}}
+    rows = goals_by_device({"training": {"cpu": missed, "cuda": TRAINING}}).rows
+    (row,) = [row for row in rows if row[0] == "routing's part of a training step"]
+    assert row[1:] == ("at most 8 %", "**10.5 %, missed**", "5.0 %, held")
+    verdicts = {row[0]: row[2:] for row in goal_table("training", missed).rows}
+    assert verdicts["routing's part of a training step"] == ("10.5 %", "missed")
+    assert verdicts["`capsnet --help`"] == ("—", "not run")
+
+
+def worst_goal(results):
+    (goal,) = [goal for goal in goals("routing", results) if "worst" in goal.what]
+    return goal.measured, goal.held
+
+
+def test_the_worst_shape_is_the_worst_of_all_that_were_timed():
+    listed = {"n": 2, "left_out": 0, "each": [{"shape": [3, 1, 1], "door_takes": t} for t in (0.9, 1.05)]}
+    listed["worst"] = listed["each"][1]
+    assert worst_goal({"listed": listed}) == ("1.05 at 3 · 1 · 1", True)
+    slow = ROUTING["shapes"][0] | {"ways": {"textbook": TIMES, "door": TIMES | {"textbook_takes": 0.8}}}
+    assert worst_goal({"listed": listed, "shapes": [slow]}) == ("1.25 at 128 · 1,152 · 10 · 8 · 16", False)
+    unknown = slow | {"ways": {"door": TIMES | {"textbook_takes": None}}}
+    assert worst_goal({"shapes": [unknown]}) == ("—", None)
+
+
+def test_the_published_worst_shape_is_the_maximum_over_the_json():
+    path = Path(__file__).parents[2] / "results" / "routing" / "cpu.json"
+    results = json.loads(path.read_text())
+    takes = [one["door_takes"] for one in results["listed"]["each"]]
+    takes += [1 / one["ways"]["door"]["textbook_takes"] for one in results["shapes"]]
+    (goal,) = [goal for goal in goals("routing", results) if "worst" in goal.what]
+    assert goal.measured.startswith(f"{max(takes):.2f} at ")
+    assert goal.held == (max(takes) <= 1.1)
+    assert f"| {goal.mark} |" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_the_machine_stands_above_the_figures_and_quick_ones_say_that_they_are():

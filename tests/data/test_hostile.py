@@ -6,9 +6,11 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,10 +277,10 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, kind, r
 
 
 NO_PATHS = {
-    "": "an empty name is no path: name a file or a folder",
-    "~nosuchuser/data": r"~nosuchuser/data cannot be used as a path \(Could not determine home directory\.\): name",
-    "a" * 5000: r"a{100}\.\.\.a{100} cannot be used as a path \(File name too long\): name another",
-    "a\0b": r"a\\x00b cannot be used as a path \(it has a NUL\): name another",
+    "": "'' cannot be used as a path: it is empty",
+    "~nosuchuser/data": r"'~nosuchuser/data' cannot be used as a path: Could not determine home directory",
+    "a" * 5000: r"'a{60}'\.\.\. cannot be used as a path: File name too long",
+    "a\0b": r"'a\\x00b' cannot be used as a path: embedded null byte",
 }
 
 
@@ -326,3 +328,42 @@ def test_damaged_files_of_mnist_are_named(tmp_path, put):
     (tmp_path / FILES[0]).write_bytes(gzip.compress(b"\0\0\x08\x03"))
     with pytest.raises(InputError, match=f"{FILES[0]} is cut short within its header"):
         load_data("mnist", data_dir=tmp_path)
+
+
+@pytest.fixture
+def open_folder():
+    """A temporary folder that every user may enter, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("closed", ["pets", "pets/cat", "pets/cat/0.png", "own.npz", "mnist", f"mnist/{FILES[0]}"])
+def test_what_may_not_be_read_is_named(open_folder, put, closed):
+    data = "mnist" if "mnist" in closed else closed.split("/")[0]
+    for name in ("pets/cat", "pets/dog"):
+        (open_folder / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (6, 4), number).save(open_folder / name / f"{number}.png")
+    np.savez(open_folder / "own.npz", images=IMAGES, labels=LABELS)
+    put(open_folder / "mnist")
+    code = """
+import os, sys
+from PIL import Image
+from capsnet.data import load_data
+from capsnet.errors import InputError
+Image.init()
+os.chdir(sys.argv[1])
+os.chmod(sys.argv[2], 0)
+if os.getuid() == 0:
+    os.setuid(65534)  # nobody, as root may read everything
+try:
+    load_data(sys.argv[3], data_dir=".")
+except InputError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(open_folder), closed, data]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "Permission denied" in result.stdout
+    assert closed.split("/")[-1] in result.stdout
+    assert len(result.stdout.splitlines()) == 1

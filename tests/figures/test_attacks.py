@@ -1,4 +1,4 @@
-"""The picture of accuracy under attack has a panel an attack, a line a network and the interval of each number."""
+"""The picture of accuracy under attack has a panel a norm, a line a network, every interval and what checks say."""
 
 import json
 
@@ -6,55 +6,49 @@ import pytest
 
 from capsnet.figures import attacks
 from capsnet.figures.attacks import draw_attacks
-from capsnet.robustness.attacks import Attacks, Curve
+from capsnet.robustness.attacks import Attacks, Ball, WorstCase
 from capsnet.robustness.intervals import wilson
-from capsnet.robustness.masking import Check, Masking, Probe
 
-SETTINGS = {"bim_steps": 5, "pgd_steps": 15, "foolbox": "3.3.4"}
+SETTINGS = {"steps": (10, 20, 50), "starts": 2, "start_steps": 50, "queries": 500, "foolbox": "3.3.4"}
 
 
-def curve(network, attack, right, norm="Linf"):
-    return Curve(network, attack, norm, 100, (0.0, 0.1, 0.3), right)
+def worst(network, norm, right, climbing=0):
+    """A curve of 100 images; `climbing` more of them were still right at epsilon 0.1 before the last steps of PGD."""
+    search = "Square" if norm == "Linf" else "DeepFool"
+
+    def after(left, more=0):
+        return {"PGD-10": left + more, "PGD-20": left + more, "PGD-50": left, "2 starts": left, search: left}
+
+    return WorstCase(network, norm, 100, 99, (Ball(0.1, after(right[0], climbing)), Ball(0.3, after(right[1]))))
 
 
 @pytest.fixture
 def measured():
     curves = (
-        curve("CapsNet", "PGD", (98, 40, 0)),
-        curve("CapsNet", "DeepFool", (98, 50, 3), "L2"),
-        curve("a CNN", "PGD", (97, 60, 1)),
-        curve("a CNN", "DeepFool", (97, 70, 2), "L2"),
+        worst("CapsNet", "Linf", (40, 0)),
+        worst("CapsNet", "L2", (50, 3)),
+        worst("a CNN", "Linf", (60, 1), climbing=30),
+        worst("a CNN", "L2", (70, 2)),
     )
     return Attacks(curves, SETTINGS)
 
 
-@pytest.fixture
-def masking():
-    def check(network, name, accuracies, passed):
-        return Check(network, name, "a rule", 50, accuracies, passed)
-
-    checks = (
-        check("CapsNet", "PGD iterations", {"0": 0.9, "20": 0.4, "40": 0.38}, True),
-        check("CapsNet", "random starts of PGD", {"1": 0.38, "2": 0.2}, False),
-        check("CapsNet", "large epsilon", {"0.5": 0.0}, True),
-    )
-    return Masking(checks, Probe())
-
-
 def words(figure):
-    return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    texts = [text.get_text() for text in figure.texts]
+    return " ".join(texts).replace("\n", " ")
 
 
-def test_the_same_numbers_make_the_same_bytes(measured, masking, tmp_path):
-    one, two = (draw_attacks(measured, tmp_path / f"{name}.png", masking=masking) for name in "ab")
+def test_the_same_numbers_make_the_same_bytes(measured, tmp_path):
+    one, two = (draw_attacks(measured, tmp_path / f"{name}.png") for name in "ab")
     assert one.read_bytes() == two.read_bytes()
     assert (tmp_path / "a-masking.png").read_bytes() == (tmp_path / "b-masking.png").read_bytes()
 
 
-def test_a_panel_is_an_attack_and_has_a_line_for_each_network(measured, tmp_path, pages):
+def test_a_panel_is_a_norm_and_has_a_line_for_each_network(measured, tmp_path, pages):
     drawn = pages(attacks)
     draw_attacks(measured, tmp_path / "a.png")
-    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["PGD, n = 100", "DeepFool, n = 100"]
+    titles = ["worst case, Linf, n = 100", "worst case, L2, n = 100"]
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == titles
     for axes, lines in zip(drawn[0].axes, ((40, 60), (50, 70)), strict=True):
         assert [line.get_ydata()[1] for line in axes.lines] == list(lines)
         assert [text.get_text() for text in axes.get_legend().texts] == ["CapsNet", "a CNN"]
@@ -75,45 +69,63 @@ def test_the_bands_are_the_intervals(measured, tmp_path, pages):
     drawn = pages(attacks)
     draw_attacks(measured, tmp_path / "a.png")
     box = drawn[0].axes[0].collections[0].get_paths()[0].get_extents()
-    assert box.ymax == pytest.approx(100 * wilson(98, 100)[1])
+    assert box.ymax == pytest.approx(100 * wilson(99, 100)[1])
     assert box.ymin == pytest.approx(100 * wilson(0, 100)[0])
 
 
-def test_an_odd_number_of_attacks_leaves_no_empty_panel(measured, tmp_path, pages):
+def test_the_caption_says_that_it_is_the_worst_case_and_what_a_check_has_flagged(measured, tmp_path, pages):
+    drawn = pages(attacks)
+    draw_attacks(measured, tmp_path / "a.png")
+    caption = drawn[0].get_supxlabel().replace("\n", " ")
+    assert "An image counts as right only if every attack on it has failed" in caption
+    assert "with 10, 20, 50 steps; 2 random starts; images made for the other networks;" in caption
+    assert "CapsNet, Linf: level from 10 steps of PGD on; passed all 3 checks" in caption
+    assert (
+        "a CNN, Linf: not level at 50 steps of PGD; FLAGGED by 1 of 3 checks: more steps (ε = 0.1): it may be too high"
+    ) in caption
+
+
+def test_a_network_alone_is_not_said_to_have_met_the_images_of_others(measured, tmp_path, pages):
     drawn = pages(attacks)
     draw_attacks(Attacks(measured.curves[:1], SETTINGS), tmp_path / "a.png")
     assert len(drawn[0].axes) == 1
+    assert "other networks" not in drawn[0].get_supxlabel()
 
 
-def test_the_checks_for_masking_are_drawn_and_told_with_their_verdicts(measured, masking, tmp_path, pages):
+def test_what_each_further_attack_left_is_drawn_where_it_made_most_of_a_difference(measured, tmp_path, pages):
     drawn = pages(attacks)
-    draw_attacks(measured, tmp_path / "a.png", masking=masking)
-    iterations, starts = drawn[1].axes
-    assert list(iterations.lines[0].get_ydata()) == [90, 40, 38]
-    assert list(starts.lines[0].get_ydata()) == [38, 20]
-    assert "2 of 3 checks show no sign" in words(drawn[1])
-    assert "✗ CapsNet, random starts of PGD: a sign of masking (n = 50; 1: 38 %, 2: 20 %); rule: a rule" in words(
+    draw_attacks(measured, tmp_path / "a.png")
+    steps, others = drawn[1].axes
+    assert [list(line.get_ydata()) for line in steps.lines] == [[40, 40, 40], [90, 90, 60]]
+    assert [list(line.get_xdata()) for line in steps.lines] == [["10", "20", "50"]] * 2
+    assert [list(line.get_xdata()) for line in others.lines] == [["1 (PGD-50)", "2", "Square"]] * 2
+    assert "11 of 12 checks show no sign" in words(drawn[1])
+    assert "a CNN, Linf, more steps: FLAGGED (n = 100, ε = 0.1; PGD-10: 90 %, PGD-20: 90 %, PGD-50: 60 %)" in words(
         drawn[1]
     )
-    assert "✓ CapsNet, large epsilon: no sign of masking (n = 50; 0.5: 0 %)" in words(drawn[1])
+    assert "CapsNet, L2, least distance: passed" in words(drawn[1])
 
 
-def test_dollars_in_a_name_are_no_formula(measured, masking, tmp_path, pages):
+def test_dollars_in_a_name_are_no_formula(tmp_path, pages):
     drawn = pages(attacks)
-    named = [Check("$a$", check.name, check.rule, 50, check.accuracies, True) for check in masking.checks]
-    curves = [Curve("$a$", "PGD", "Linf", 100, (0.0, 0.1), (9, 8))]
-    draw_attacks(Attacks(tuple(curves), SETTINGS), tmp_path / "a.png", masking=Masking(tuple(named), Probe()))
+    draw_attacks(Attacks((worst("$a$", "Linf", (9, 8)),), SETTINGS), tmp_path / "a.png")
     assert r"\$a\$" in words(drawn[1])
+    assert r"\$a\$" in drawn[0].get_supxlabel()
     assert drawn[0].axes[0].get_legend().texts[0].get_text() == r"\$a\$"
 
 
-def test_the_numbers_beside_the_picture_have_everything(measured, masking, tmp_path):
-    path = draw_attacks(measured, tmp_path / "a.png", masking=masking)
+def test_the_numbers_beside_the_picture_have_everything(measured, tmp_path):
+    path = draw_attacks(measured, tmp_path / "a.png")
     numbers = json.loads(path.with_suffix(".json").read_text())
-    assert numbers["settings"] == SETTINGS
-    assert numbers["curves"][0]["n"] == 100
-    assert numbers["curves"][0]["accuracies"] == [0.98, 0.4, 0.0]
-    assert numbers["curves"][0]["intervals"] == [list(wilson(right, 100)) for right in (98, 40, 0)]
-    assert numbers["masking"]["probe"]["epsilon"] == 0.1
-    assert numbers["masking"]["checks"][1]["passed"] is False
-    assert "a sign of masking" in numbers["masking"]["checks"][1]["sentence"]
+    assert numbers["settings"] == SETTINGS | {"steps": [10, 20, 50]}
+    first, flagged = numbers["curves"][0], numbers["curves"][2]
+    assert (first["n"], first["attacks"]) == (100, "worst case, image by image")
+    assert (first["epsilons"], first["right"]) == ([0.0, 0.1, 0.3], [99, 40, 0])
+    assert first["intervals"] == [list(wilson(right, 100)) for right in (99, 40, 0)]
+    assert first["balls"][0]["after"] == {"PGD-10": 40, "PGD-20": 40, "PGD-50": 40, "2 starts": 40, "Square": 40}
+    assert (first["balls"][0]["level_from_steps"], first["balls"][0]["level"]) == (10, True)
+    assert flagged["balls"][0]["accuracy_by_steps"] == {"10": 0.9, "20": 0.9, "50": 0.6}
+    assert (flagged["balls"][0]["level_from_steps"], flagged["balls"][0]["level"]) == (50, False)
+    assert flagged["checks"][0]["passed"] is False
+    assert "not level at 50 steps" in flagged["verdict"]
+    assert "more steps" in numbers["rules"]

@@ -81,6 +81,13 @@ def test_curves_differ_in_more_than_colour(result, tmp_path, pages):
     assert len(looks) == len(set(looks)) == 6
 
 
+def test_the_caption_says_how_many_steps_the_attacks_took(result, tmp_path, pages):
+    drawn = pages(detection)
+    draw_detection(replace(result, steps=77), tmp_path / "a.png")
+    caption = drawn[0].texts[0].get_text().replace("\n", " ")
+    assert "take 77 steps from one random start" in caption
+
+
 def test_a_dot_on_each_curve_is_the_threshold(result, tmp_path, pages):
     dots = [line.get_xydata()[0] for line in curves(result, tmp_path, pages)[0].lines if line.get_marker() == "o"]
     assert [tuple(dot) for dot in dots] == [pytest.approx(at) for at in [(0.2, 2 / 3), (0.2, 0), (0.2, 1), (0.2, 0.5)]]

@@ -1,15 +1,17 @@
-"""A network that hides its gradient is told from one that does not."""
+"""A network that hides its gradient is flagged, and so is an attack that has not converged."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from capsnet.data import ImageSet
-from capsnet.errors import InputError
 from capsnet.models import CapsNet
-from capsnet.robustness.masking import Probe, measure_masking
+from capsnet.robustness.attacks import Ball, Effort, WorstCase, measure_attacks
+from capsnet.robustness.masking import RULES, check_curve, is_level, levels, verdict
 
 SIZES = {"conv_channels": 4, "conv_kernel": 3, "primary_types": 2, "primary_kernel": 3}
-QUICK = Probe(epsilon=0.2, large=0.5, steps=12, starts=2, few=3, search_steps=2)
+EFFORT = Effort(steps=(6, 12), starts=2, start_steps=6, queries=300)
 
 
 class Rounded(CapsNet):
@@ -29,81 +31,108 @@ def made(kind):
 
 
 @pytest.fixture(scope="module")
-def networks():
-    return {"open": made(CapsNet), "masked": made(Rounded)}
-
-
-@pytest.fixture(scope="module")
-def images(networks):
-    """Twelve images of noise that the networks get right."""
+def measured():
+    """An open and a masked network under attack, on forty images of noise that both get right."""
+    networks = {"open": made(CapsNet), "masked": made(Rounded)}
     torch.manual_seed(0)
-    pixels = (torch.randint(9, (12, 1, 8, 8)) * 255 // 8).byte()
+    pixels = (torch.randint(9, (40, 1, 8, 8)) * 255 // 8).byte()
     with torch.no_grad():
-        return ImageSet(pixels, networks["masked"](pixels / 255).lengths.argmax(dim=-1))
+        images = ImageSet(pixels, networks["masked"](pixels / 255).lengths.argmax(dim=-1))
+    return measure_attacks(networks, images, epsilons=(0.1, 0.2), distances=(1.0,), l2_images=6, effort=EFFORT)
 
 
-@pytest.fixture(scope="module")
-def measured(networks, images):
-    return measure_masking(networks, images, QUICK)
+def by_name(result, network, norm="Linf"):
+    (curve,) = (curve for curve in result.curves if (curve.network, curve.norm) == (network, norm))
+    return {check.name: check for check in check_curve(curve)}
 
 
-def by_name(result, network):
-    return {check.name: check for check in result.checks if check.network == network}
+def curve(*after, n=100, epsilons=(0.1, 0.3), norm="Linf"):
+    balls = tuple(Ball(epsilon, left) for epsilon, left in zip(epsilons, after, strict=True))
+    return WorstCase("CNN", norm, n, 99, balls)
 
 
-def test_an_open_network_shows_no_sign_of_masking(measured):
-    checks = by_name(measured, "open")
-    assert list(checks) == [
-        "PGD iterations",
-        "random starts of PGD",
-        "images made for",
-        "no gradients",
-        "large epsilon",
-    ]
-    assert all(check.passed for check in checks.values()), [check.sentence for check in checks.values()]
+HELD = {"PGD-10": 20, "PGD-20": 18, "PGD-50": 18, "2 starts": 17, "Square": 17, "transfer": 17}
 
 
-def test_a_network_without_gradients_is_caught(measured):
-    checks = by_name(measured, "masked")
-    assert not checks["PGD iterations"].passed
-    assert not checks["images made for"].passed
-    assert checks["images made for"].accuracies["open"] < checks["images made for"].accuracies["its own"]
-    assert "masked, PGD iterations: a sign of masking (n = 12; 0: " in checks["PGD iterations"].sentence
+def test_an_open_network_passes_every_check(measured):
+    for norm, other in (("Linf", "no gradients"), ("L2", "least distance")):
+        checks = by_name(measured, "open", norm)
+        names = ["more steps", "more starts", other, "transfer"] + ["large epsilon"] * (norm == "Linf")
+        assert list(checks) == names
+        assert all(check.passed for check in checks.values()), [check.sentence for check in checks.values()]
 
 
-def test_more_iterations_and_more_starts_never_fool_fewer(measured):
-    for check in measured.checks:
-        if check.name in ("PGD iterations", "random starts of PGD"):
-            shares = list(check.accuracies.values())
-            assert shares == sorted(shares, reverse=True)
-            assert check.n == 12
+def test_a_network_without_gradients_is_flagged_by_the_attack_that_takes_none(measured):
+    check = by_name(measured, "masked")["no gradients"]
+    assert not check.passed
+    assert check.right["Square"] < check.right["2 starts"]
+    assert "masked, Linf, no gradients: FLAGGED (n = 40, ε = " in check.sentence
 
 
-def test_iterations_are_told_from_the_random_start_to_the_last(measured):
-    checks = by_name(measured, "open")
-    assert list(checks["PGD iterations"].accuracies) == ["0", "1", "2", "5", "6", "10", "12"]
-    assert list(checks["random starts of PGD"].accuracies) == ["1", "2"]
-    assert checks["no gradients"].n == 3
+def test_steps_that_still_fool_more_are_not_level_and_flagged():
+    climbing = curve(HELD, HELD | {"PGD-10": 52, "PGD-20": 44, "PGD-50": 18})
+    check = check_curve(climbing)[0]
+    assert (check.name, check.passed, check.epsilon) == ("more steps", False, 0.3)
+    assert check.sentence == (
+        "CNN, Linf, more steps: FLAGGED (n = 100, ε = 0.3; PGD-10: 52 %, PGD-20: 44 %, PGD-50: 18 %)"
+    )
+    assert verdict(climbing) == (
+        "not level at 50 steps of PGD; FLAGGED by 1 of 4 checks: more steps (ε = 0.3): it may be too high"
+    )
 
 
-def test_a_network_alone_is_checked_by_the_same_seed_in_the_same_way_and_without_transfer(networks, images, measured):
-    alone = measure_masking({"open": networks["open"]}, images, QUICK)
-    assert "images made for" not in by_name(alone, "open")
-    for name in ("PGD iterations", "random starts of PGD"):
-        assert by_name(alone, "open")[name] == by_name(measured, "open")[name]
+def test_accuracy_is_level_from_the_first_number_of_steps_within_the_interval_of_the_last():
+    late = curve(HELD, HELD | {"PGD-10": 52})
+    assert [levels(late, ball)["level_from_steps"] for ball in late.balls] == [10, 20]
+    told = levels(late, late.balls[1])
+    assert told["accuracy_by_steps"] == {"10": 0.52, "20": 0.18, "50": 0.18}
+    assert told["level"]
+    assert verdict(late) == "level from 20 steps of PGD on; passed all 4 checks"
 
 
-def test_a_search_needs_images_of_another_class(networks, images):
-    alike = images.select((images.labels == images.labels[0]).nonzero().flatten())
-    with pytest.raises(InputError, match=f"open takes all {len(alike)} images for one class: check it on images of"):
-        measure_masking({"open": networks["open"]}, alike, QUICK)
+@pytest.mark.parametrize(
+    ("before", "after", "n", "level"),
+    [
+        (18, 18, 100, True),
+        (23, 18, 100, True),
+        (24, 18, 100, False),  # within the interval up to 26.7 %, but 6 points above
+        (14, 9, 30, False),  # within the interval up to 47.9 %, but 17 points above
+        (1870, 1800, 10_000, True),
+        (1890, 1800, 10_000, False),  # 0.9 points above, but the interval ends at 18.8 %
+    ],
+)
+def test_level_is_within_wilson_s_interval_and_five_points_of_what_is_left(before, after, n, level):
+    assert is_level(before, after, n) is level
 
 
-def test_an_epsilon_outside_0_to_1_is_refused(networks, images):
-    with pytest.raises(InputError, match="from 0 to 1, not 2"):
-        measure_masking(networks, images, Probe(large=2.0))
+@pytest.mark.parametrize(
+    ("changes", "flagged"),
+    [
+        ({"PGD-10": 60, "PGD-20": 60, "PGD-50": 60}, ["more starts"]),
+        ({"PGD-10": 60, "PGD-20": 60, "PGD-50": 60, "2 starts": 60}, ["no gradients"]),
+        ({"PGD-10": 60, "PGD-20": 60, "PGD-50": 60, "2 starts": 60, "Square": 60}, ["transfer"]),
+    ],
+)
+def test_each_further_attack_that_does_better_is_flagged_at_whichever_epsilon(changes, flagged):
+    for balls in ((HELD | changes, HELD), (HELD, HELD | changes)):
+        assert [check.name for check in check_curve(curve(*balls)) if not check.passed] == flagged
 
 
-def test_counts_below_1_are_refused(networks, images):
-    with pytest.raises(InputError, match="starts is at least 1, not 0"):
-        measure_masking(networks, images, Probe(starts=0))
+def test_whoever_is_right_on_what_may_be_an_even_grey_is_flagged():
+    left = dict.fromkeys(HELD, 1)
+    (check,) = [check for check in check_curve(curve(HELD, left, epsilons=(0.1, 0.5))) if check.name == "large epsilon"]
+    assert not check.passed
+    none = curve(HELD, dict.fromkeys(HELD, 0), epsilons=(0.1, 0.5))
+    assert all(check.passed for check in check_curve(none))
+
+
+def test_every_check_has_its_rule(measured):
+    found = {check.name for curve in measured.curves for check in check_curve(curve)}
+    assert found == set(RULES)
+
+
+def test_what_had_no_second_attack_is_not_checked():
+    single = curve({"PGD-10": 3}, {"PGD-10": 2})
+    assert check_curve(single) == []
+    assert verdict(single) == "not checked"
+    assert check_curve(replace(single, balls=())) == []
