@@ -15,7 +15,7 @@
 #               for="--only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64"
 #               they come, where there is a network, from
 #               pip download --dest wheels $for --no-deps lightning-fabric lightning-utilities
-#               pip download --dest wheels $for einops fsspec huggingface-hub matplotlib pooch pytest pytest-xdist rich \
+#               pip download --dest wheels $for einops filelock fsspec huggingface-hub matplotlib pooch pydantic pytest pytest-xdist rich \
 #                   safetensors scikit-learn tensorboard tyro
 set -uo pipefail
 cd "$(dirname "$0")/.."

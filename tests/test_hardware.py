@@ -1,8 +1,10 @@
 """What the machine is, whether it is fast at bf16, and that it keeps its memory."""
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +21,33 @@ def test_a_measurement_stands_on_hardware_versions_commit_and_command(monkeypatc
     assert found.keys() == {"device", "cores", "platform", "python", "torch", "capsnet", "commit", "command"}
     assert all(value for name, value in found.items() if name != "commit")
     assert found["torch"] == torch.__version__
-    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}", found["commit"])
+    assert found["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", found["commit"])
     assert found["command"] == "capsnet train digits"
+
+
+def test_a_changed_checkout_is_dirty(tmp_path):
+    def git(*words):
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True)
+
+    package = tmp_path / "capsnet"
+    package.mkdir()
+    for name in ("hardware.py", "errors.py"):
+        shutil.copy(Path(hardware.__file__).with_name(name), package)
+    (package / "__init__.py").touch()
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "all")
+    program = "from capsnet.hardware import _commit; print(_commit())"
+
+    def commit():
+        how = [sys.executable, "-B", "-c", program]
+        return subprocess.run(how, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    clean = commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (package / "errors.py").write_text("")
+    assert commit() == f"{clean}-dirty"
 
 
 def test_without_git_there_is_no_commit(monkeypatch):

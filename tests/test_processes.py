@@ -8,11 +8,13 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from capsnet.checkpoints import checkpoint_paths
 from capsnet.data.sources import FILES
 from capsnet.runs import load_run
 from tests.commands import COMMAND, SMALL, capsnet, files
@@ -64,6 +66,13 @@ def test_a_training_that_goes_well_says_nothing_on_stderr(tmp_path, precision):
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_checkpoints_are_written_as_often_as_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert capsnet("train", "digits", "--run", "run", "--steps", 3, "--save-every", 1e-9, *SMALL).status == 0
+    names = [path.name for path in checkpoint_paths(load_run("run"))]
+    assert names == ["0000000003.ckpt", "0000000002.ckpt"]
+
+
 def test_a_training_outlives_its_terminal(tmp_path):
     """The terminal is closed without a signal, as where a process was disowned."""
     keyboard, terminal = pty.openpty()
@@ -84,9 +93,24 @@ def in_own_mounts(program):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(
+mounts = pytest.mark.skipif(
     in_own_mounts("mount -t tmpfs none /mnt").returncode != 0, reason="this user may mount nothing, not even unseen"
 )
+
+
+@mounts
+def test_on_a_full_disk_there_is_one_line_and_the_checkpoint_before_it_stays(tmp_path):
+    line = "train digits --run run --epochs 2 --precision 32-true --compile False"  # a checkpoint takes 10 MiB
+    look = "from capsnet.checkpoints import load_checkpoint; from capsnet.runs import load_run; "
+    look += "print('stands at', load_checkpoint(load_run('run'))['step'])"
+    inside = f"cd {shlex.quote(str(tmp_path))} && mount -t tmpfs -o size=18m none . && cd {shlex.quote(str(tmp_path))}"
+    look = shlex.join([sys.executable, "-c", look])
+    process = in_own_mounts(f"{inside} && {shlex.join(COMMAND)} {line}; echo status $?; {look}")
+    assert re.fullmatch("capsnet: cannot write .*No space left on device[^\n]*\n", process.stderr), process
+    assert process.stdout.endswith("status 2\nstands at 41\n")  # the first of two epochs
+
+
+@mounts
 @pytest.mark.parametrize(
     "line",
     [
