@@ -107,11 +107,11 @@ def inputs(part: dict[str, Any]) -> str:
     """The section on damaged files."""
     made = "\n## Damaged files\n" + how(part)
     made += paragraph(
-        "Bits flipped, bytes overwritten, files cut, slices left out or written twice, files spliced, extreme numbers "
-        "and words. A file must be refused in one line, or read; one that a checksum guards must not be read as "
-        "another value. Anything else is a finding, and so are 5 s of processor time, a hang and a process that dies. A "
-        "damaged line of log.jsonl is left out, which counts as another value here. The checksums in an .npz file guard arrays "
-        "but not their names: an optional array under a damaged name is passed over."
+        "Bits flipped, bytes overwritten, files cut, slices left out or written twice, files spliced, extreme "
+        "numbers and words. A file must be refused in one line, or read; one that a checksum guards must not be "
+        "read as another value. Anything else is a finding, and so are 5 s of processor time, a hang and a process"
+        " that dies. A damaged line of log.jsonl is left out, which counts as another value here. The checksums in"
+        " an .npz file guard arrays but not their names: an optional array under a damaged name is passed over."
     )
     made += "\n" + paragraph(
         f"{part['inputs']:,} files; the slowest took {part['worst']['processor_seconds']:.2f} s of processor time, and "

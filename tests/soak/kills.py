@@ -15,7 +15,7 @@ from capsnet.checkpoints import checkpoint_paths
 from capsnet.errors import InputError
 from capsnet.runs import load_run
 from tests.soak.changes import Change, at_each_change
-from tests.soak.processes import STEPS, Ended, Training, discard, fork, last_line
+from tests.soak.processes import STEPS, Ended, Training, discard, fork, last_line, side_by_side
 
 OFTEN = ("--save-every", "0.002")  # minutes: a checkpoint within the epochs too
 
@@ -24,15 +24,15 @@ def kills(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
     """Everything that stops a process; `count` bounds each way of it."""
     training = Training(room)
     n = count or 100
-    return {
-        "training_seconds": round(training.seconds, 1),
-        "random_kills": random_kills(training, rng, n),
-        "kills_at_changes": kills_at_changes(training, count),
-        "kills_at_changes_of_an_overwriting": kills_at_changes(training, count, overwriting=True),
-        "signals": signals(training, rng, max(2, 6 * n // 10)),
-        "two_starts": two_at_once(training, max(1, n // 10), resuming=False),
-        "two_resumptions": two_at_once(training, max(1, n // 10), resuming=True),
+    parts: dict[str, Callable[[], Any]] = {
+        "random_kills": partial(random_kills, training, random.Random(rng.random()), n),
+        "kills_at_changes": partial(kills_at_changes, training, count),
+        "kills_at_changes_of_an_overwriting": partial(kills_at_changes, training, count, overwriting=True),
+        "signals": partial(signals, training, random.Random(rng.random()), max(2, 6 * n // 10)),
+        "two_starts": partial(two_at_once, training, max(1, n // 10), resuming=False),
+        "two_resumptions": partial(two_at_once, training, max(1, n // 10), resuming=True),
     }
+    return {"training_seconds": round(training.seconds, 1)} | side_by_side(room, parts)
 
 
 def random_kills(training: Training, rng: random.Random, n: int) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def prepared(training: Training, overwriting: bool) -> Path:
 def changes_of(training: Training, overwriting: bool) -> list[Change]:
     """All changes that a training makes below the folder that its run folder lies in."""
     folder = prepared(training, overwriting)
-    record = training.room / "changes.txt"
+    record = training.room / f"changes-{os.getpid()}.txt"
 
     def act() -> None:
         made: list[Change] = []

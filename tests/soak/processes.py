@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,19 @@ def fork(act: Callable[[], object]) -> Child:
             os._exit(status)
 
 
+def side_by_side(room: Path, parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each part counts, each in a process of its own."""
+
+    def write(name: str) -> None:
+        (room / f"{name}.json").write_text(json.dumps(parts[name]()))
+
+    children = [fork(partial(write, name)) for name in parts]
+    for ended in [child.wait(limit=4 * 3600) for child in children]:
+        if ended.status:
+            raise RuntimeError(ended.said)
+    return {name: json.loads((room / f"{name}.json").read_text()) for name in parts}
+
+
 def import_all() -> None:
     """Import what the children would import."""
     for module in LATE:
@@ -145,14 +159,13 @@ class Training:
         if any(ended.status for ended in both):
             raise RuntimeError(both[0].said)
         self.seconds = both[1].seconds  # the first one finds less in the machine's caches
-        self.folder = room / "never-stopped"
-        (room / "run-1" / "run").rename(self.folder)
+        self.folder = room / f"run-{os.getpid()}-1" / "run"
         self.left = what_it_leaves(self.folder)
 
     def fresh(self) -> Path:
         """A run folder that is not there yet, in a folder that is not there either, within one of its own."""
         self.begun += 1
-        return self.room / f"run-{self.begun}" / "run"
+        return self.room / f"run-{os.getpid()}-{self.begun}" / "run"
 
     def start(self, folder: Path, *more: str) -> Callable[[], None]:
         """The command that starts the training."""
