@@ -31,14 +31,15 @@ def attack(
     epsilons: Sequence[float] = EPSILONS,
     seed: int = 0,
 ) -> Path:
-    """Attack `count` images, drawn by seed, and draw the worst case and what checks of the attacks say.
+    """Attack `count` images, drawn by seed, half of them in L2 too; draw the worst case and what checks say.
 
     Raises InputError for an epsilon outside [0, 1] and no images.
     """
     if count < 1:
         raise InputError(f"an attack takes at least one image, not {count}")
     drawn = images.select(torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count])
-    return draw_attacks(measure_attacks(networks, drawn, epsilons=epsilons, seed=seed), path)
+    measured = measure_attacks(networks, drawn, epsilons=epsilons, l2_images=-(-count // 2), seed=seed)
+    return draw_attacks(measured, path)
 
 
 def detect(

@@ -26,8 +26,8 @@ class Attacks(Compare):
     """Measure accuracy under the worst of all attacks, and check the attacks themselves. Takes minutes a network."""
 
     images: int = 50
-    """How many test images are attacked. The time grows with them: one that resists takes 1,160 gradients and 500
-    answers of the network for each epsilon."""
+    """How many test images are attacked, half of them in L2 too. The time grows with them: 100 of MNIST take the
+    paper's network and a small one beside it 19 minutes of one core."""
     epsilons: tuple[float, ...] = (0.1, 0.15, 0.2, 0.3)
     """The largest changes of a pixel, from 0 to 1."""
 
