@@ -66,11 +66,10 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
 
     Raises OSError, or ValueError for a name that none can have, where that fails.
     """
-    if not folder.is_dir():
-        if parents:
-            make_folder(folder.parent, parents=True)
-        folder.mkdir(exist_ok=True)
-        _fsync(folder.parent)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=parents, exist_ok=True)
+    for place in missing:
+        _fsync(place.parent)
 
 
 def flush_to_disk(path: Path) -> None:
