@@ -144,7 +144,8 @@ def killed_at(training: Training, folder: Path, number: int, moment: str, overwr
 def signals(training: Training, rng: random.Random, n: int) -> dict[str, Any]:
     """SIGTERM and SIGHUP at a moment drawn from the whole life of a training: its status, its words, its resumption."""
     found, outcomes, stood = Counter[str](), Counter[str](), Counter[str]()
-    for number in (signal.SIGTERM, signal.SIGHUP) * max(1, n // 2):
+    while stood.total() < n and outcomes.total() < 3 * n:
+        number = (signal.SIGTERM, signal.SIGHUP)[outcomes.total() % 2]
         folder = training.fresh()
         child = fork(training.start(folder, *OFTEN))
         time.sleep(rng.uniform(0, 1.1 * training.seconds))
@@ -155,6 +156,8 @@ def signals(training: Training, rng: random.Random, n: int) -> dict[str, Any]:
             stood[where(folder)] += 1
             faults = [ill_said(ended, number, folder), training.fault(folder)]
             found.update(f"{number.name}: {fault}" for fault in faults if fault)
+        else:
+            training.seconds = ended.seconds
         discard(folder)
     return {"statuses": dict(outcomes), "stood_at": dict(stood), "findings": dict(found)}
 
