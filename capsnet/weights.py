@@ -154,7 +154,7 @@ def _load_state(source: Path) -> Any:
         warnings.simplefilter("ignore")  # of a TorchScript archive, for one, which is refused next
         if is_zipfile(file):
             with ZipFile(file) as archive:
-                check_unpacked(source, sum(info.file_size for info in archive.infolist()))
+                check_unpacked(source, sum(info.file_size for info in archive.infolist()), "save it by torch.save")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 
