@@ -1,6 +1,5 @@
 """Files that are written atomically and kept through a loss of power, and folders that one process writes to."""
 
-import errno
 import itertools
 import os
 import re
@@ -74,12 +73,10 @@ def make_folder(folder: Path) -> None:
 
     Raises OSError, or ValueError for a name that none can have, where that fails.
     """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _fsync(folder.parent)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _fsync(place.parent)
 
 
 def flush_to_disk(path: Path) -> None:
