@@ -23,17 +23,17 @@ RESULTS = Path(__file__).parent.parent / "results" / "robustness"
 
 def networks_measured(runs: list[Run], networks: Networks, data: Data) -> dict[str, Any]:
     """Which networks they are: what trained each, its weights, and its own errors on the test images."""
-    told = {}
+    measured = {}
     for run in runs:
         network = networks[run.folder.resolve().name]
         errors = evaluate(network, data.test).errors
-        told[run.folder.resolve().name] = {
+        measured[run.folder.resolve().name] = {
             "recipe": run.recipe_name,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "test": {"n": len(data.test), "errors": errors},
             "weights_sha256": sha256((run.best / "model.safetensors").read_bytes()).hexdigest(),
         }
-    return told
+    return measured
 
 
 def keep(run: str, what: str, networks: dict[str, Any], path: Path, draw: Callable[[Path], Any]) -> None:
@@ -77,9 +77,9 @@ def main() -> None:
         ),
         "attacks": lambda path: attack(networks, data.test, path, count=asked.attacked),
     }
-    told = networks_measured(runs, networks, data)
+    about = networks_measured(runs, networks, data)
     for what in asked.only or measurements:
-        only = {name: told[name]} if what == "detection" else told
+        only = {name: about[name]} if what == "detection" else about
         keep(name, what, only, folder / f"{what}.png", measurements[what])
 
 

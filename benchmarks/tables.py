@@ -85,7 +85,7 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
 def robustness() -> str:
     """What `benchmarks/robustness.py` measured: a section for each kind of measurement."""
     made = ""
-    for kind, told, rows in (
+    for kind, title, rows in (
         ("attacks", ATTACKS, attack_rows),
         ("detection", DETECTION, detection_rows),
         ("affine", AFFINE, affine_rows),
@@ -94,7 +94,7 @@ def robustness() -> str:
             where = measured["environment"]
             machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
             how = f"{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`"
-            made += f"\n## {told}\n{how}\n\n{their_errors(measured)}\n\n{rows(measured)}"
+            made += f"\n## {title}\n{how}\n\n{their_errors(measured)}\n\n{rows(measured)}"
     return made
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
 
 from capsnet.errors import InputError
-from capsnet.files import atomic_write, make_folder, remove
+from capsnet.files import atomic_write, remove
 from capsnet.runs import Run
 from capsnet.schema import reason
 
@@ -71,11 +71,9 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
-    with atomic_write(path) as part:
-        make_folder(folder)
-        with part.open("wb") as file:
-            file.write(hashlib.sha256(content).hexdigest().encode())
-            file.write(content)
+    with atomic_write(path) as part, part.open("wb") as file:
+        file.write(hashlib.sha256(content).hexdigest().encode())
+        file.write(content)
     earlier = [other for other in checkpoint_paths(run) if other < path]
     for other in checkpoint_paths(run):
         if other not in (path, *earlier[: KEPT - 1]):  # a later one is damaged, since training went back behind it

@@ -49,17 +49,18 @@ def settings_of(arguments: list[str]) -> "tuple[str, Recipe]":
 def typed_flags(arguments: list[str]) -> dict[str, Any]:
     """The flags of `train` on a command line, as words under their names, and under "data" what stands for the data."""
     import argparse
-    from dataclasses import asdict
+    from dataclasses import fields
 
     from capsnet.recipe import Recipe
+    from capsnet.verbs.train import Train
 
     peek = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
-    fields = {"recipe": None, "run": None, "data_dir": None, "resume": False, "overwrite": False} | asdict(Recipe())
-    for name, default in fields.items():  # all of them, lest their values be taken for the data
-        action = argparse.BooleanOptionalAction if isinstance(default, bool) else "store"
-        peek.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name, action=action)
+    for field in (*fields(Train), *fields(Recipe)):  # all of them, lest their values be taken for the data
+        if field.name not in ("data", "settings"):
+            action = argparse.BooleanOptionalAction if isinstance(field.default, bool) else "store"
+            peek.add_argument(f"--{field.name.replace('_', '-')}", f"--{field.name}", dest=field.name, action=action)
     try:
         known, rest = peek.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -151,21 +152,40 @@ def main() -> None:
             for noisy in NOISY_LOGGERS:
                 logging.getLogger(noisy).setLevel(logging.ERROR)
             verb()
-            sys.stdout.flush()
+            if lost_its_reader():
+                sys.exit(128 + signal.SIGPIPE)
     except InputError as error:
         fail(str(error))
-    except BrokenPipeError:  # as of `capsnet ... | head`: what is still to be written has no reader
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except BrokenPipeError:
+        end(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
         fail(f"{error.filename or 'the system'}: {error.strerror}: mend that, and go on with --resume if it trained")
     except KeyboardInterrupt as interruption:
-        sys.exit(128 + (interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT))
+        end(128 + (interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT))
 
 
 def fail(message: str) -> None:
     """Print one line on stderr and end with status 2."""
-    print(f"capsnet: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    with contextlib.suppress(OSError):  # of a terminal that is gone
+        print(f"capsnet: {' '.join(message.split())}", file=sys.stderr)
+    end(2)
+
+
+def end(status: int) -> None:
+    """End with a status, also where nobody is left to read what was printed."""
+    lost_its_reader()
+    sys.exit(status)
+
+
+def lost_its_reader() -> bool:
+    """Whether a pipe that we print to was closed, as of `capsnet ... | head`; what has no reader is dropped."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:  # a terminal that is gone is another of them
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            closed |= isinstance(error, BrokenPipeError)
+    return closed

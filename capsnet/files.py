@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -18,13 +19,16 @@ _counter = itertools.count()  # two threads may write the same file
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A new path beside `path` for a file or a folder; at the end it is flushed to the disk and renamed to `path`.
+    """A new path next to `path` for a file or a folder; at the end it is flushed to the disk and renamed to `path`.
 
-    A reader sees the old content or the new one, also after a loss of power. A folder takes the place of an empty one
-    or of none. Raises InputError where writing fails, for want of room or rights; `path` is then left as it was.
+    A reader sees the old content or the new one, also after a loss of power. The folders that it lies in are made. A
+    folder takes the place of an empty one or of none.
+
+    Raises InputError where writing fails, for want of room or rights; `path` is then left as it was.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{next(_counter)}.part")
+    part = _part_of(path)
     try:
+        make_folder(path.parent)
         yield part
         flush_to_disk(part)
         part.replace(path)
@@ -44,14 +48,17 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
     The file called `last` is replaced at the end, and is what makes the others count. Raises InputError where writing
     fails; that file is then left as it was.
     """
-    part = folder.with_name(f"{folder.name}.{os.getpid()}-{next(_counter)}.part")
+    part = _part_of(folder)
     try:
         part.mkdir()
         yield part
         flush_to_disk(part)
         folder.mkdir(exist_ok=True)
-        for path in sorted(part.iterdir(), key=lambda path: path.name == last):
-            path.replace(folder / path.name)
+        for path in part.iterdir():
+            if path.name != last:
+                path.replace(folder / path.name)
+        _fsync(folder)
+        (part / last).replace(folder / last)
         _fsync(folder)
         _fsync(folder.parent)
     except (OSError, SafetensorError) as error:
@@ -61,13 +68,13 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
             _remove(part)
 
 
-def make_folder(folder: Path, *, parents: bool = False) -> None:
-    """Make a folder that survives a loss of power, with `parents` also those that it lies in; one that exists stays.
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, so that they survive a loss of power; one that exists stays.
 
     Raises OSError, or ValueError for a name that none can have, where that fails.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=parents, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
         _fsync(place.parent)
 
@@ -80,13 +87,19 @@ def flush_to_disk(path: Path) -> None:
     _fsync(path)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is what a process that was killed had begun to write."""
+    return re.search(r"\.\d+-\d+\.part$", name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write in a folder and in those within it.
+    """Remove what processes that were killed had begun to write in a folder.
 
     Raises InputError where that fails.
     """
-    for part in [*folder.rglob("*.part")]:
-        remove(part)
+    for path in [*folder.iterdir()] if folder.is_dir() else []:
+        if is_leftover(path.name):
+            remove(path)
 
 
 def remove(path: Path) -> None:
@@ -104,19 +117,26 @@ def locked(folder: Path) -> Iterator[None]:
     Raises InputError, naming the owner, where another process has the lock.
     """
     path = folder / "run.lock"
-    lock = FileLock(path)
+    lock = FileLock(path.absolute(), is_singleton=True)  # who has it may take it again
     try:
         lock.acquire(timeout=0)
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except Timeout as error:
         owner = path.read_text(errors="replace").strip() or "another process"
         raise InputError(f"{folder} is being trained by {owner}: wait for its end, or name another --run") from error
     except OSError as error:
+        lock.release()
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
         lock.release()
+
+
+def _part_of(path: Path) -> Path:
+    if path.name in ("", ".."):
+        raise InputError(f"{path} has no name of its own: write it out")
+    return path.with_name(f"{path.name}.{os.getpid()}-{next(_counter)}.part")
 
 
 def _remove(path: Path) -> None:
@@ -127,8 +147,6 @@ def _remove(path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # which cannot be opened there
-        return
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -44,8 +44,9 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed on the CPU and on a device, whose generators are afterwards as they were before."""
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draw from a seed on the CPU and on a device, by default the accelerator; their generators are then as before."""
+    device = device or default_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

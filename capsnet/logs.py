@@ -40,7 +40,7 @@ class Log:
             raise InputError(f"cannot write the log of {run.folder}: {error}") from error
         self.folder = run.folder
         self.steps, self.printed, self.terminal_is_gone = steps, 0.0, False
-        self.console = Console()
+        self.console, self.nowhere = Console(), open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -58,6 +58,9 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.show(self.bar.stop)
+        if self.terminal_is_gone:  # perhaps only now
+            self.bar.stop()
+        self.nowhere.close()
         self.board.close()
         self.file.close()
         for path in self.folder.glob("*tfevents*"):
@@ -75,11 +78,15 @@ class Log:
             act()
         except OSError:
             self.terminal_is_gone = True
+            self.console.file = self.nowhere  # so that the bar can still end
 
     def sync(self) -> None:
         """Have what was written survive a loss of power; what a checkpoint counts on is on the disk before it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
 
     def train(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
         """Write down a training step, counted from 1; the bar moves to it."""

@@ -5,6 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from capsnet.errors import printable
 from capsnet.evaluation import Evaluation
 from capsnet.predict import Prediction
 
@@ -15,11 +16,6 @@ def print_table(table: Table) -> None:
         column.overflow = "fold"
     width = None if sys.stdout.isatty() else 2**20
     Console(width=width, markup=False, emoji=False, highlight=False).print(table)
-
-
-def printable(name: str) -> str:
-    """A name of a file or a class on one line, with what cannot be printed as Python would write it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def print_evaluation(result: Evaluation, classes: tuple[str, ...]) -> None:

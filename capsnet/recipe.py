@@ -146,5 +146,6 @@ WITHOUT_EFFECT: tuple[tuple[tuple[str, ...], str, tuple[object, ...]], ...] = (
     (("reconstruction",), "decoder", ("none",)),
     (("decay", "decay_steps", "rate_floor"), "schedule", ("one-cycle",)),
     (("decay_steps",), "decay", (1.0,)),
+    (("gradient",), "iterations", (1,)),
     (("warmup",), "schedule", ("exponential",)),
 )  # fields that change nothing where another field has one of these values

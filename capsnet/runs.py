@@ -11,6 +11,7 @@ report.html       the numbers, the recipe and the pictures, in one file
 run.lock          held by the process that trains
 """
 
+import hashlib
 import json
 import logging
 import shlex
@@ -27,11 +28,13 @@ from capsnet.data import Data, Fingerprint, ImageSet, load_data
 from capsnet.data.sources import SOURCES
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.files import atomic_files, atomic_write, locked, make_folder, remove
+from capsnet.files import atomic_files, atomic_write, is_leftover, locked, make_folder, remove
 from capsnet.models import CapsNet
 from capsnet.recipe import Recipe
 from capsnet.recipes import name_of, recorded_recipe
 from capsnet.schema import STRICT, parse_json, read_json
+
+NAMED = (*SOURCES, "digits")  # data sets that are no path
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +138,15 @@ class Run:
         Raises InputError for a damaged environment.json.
         """
         path = self.folder / "environment.json"
-        return read_json(path, EnvironmentFile).parts if path.exists() else ()
+        try:
+            return read_json(path, EnvironmentFile).parts if path.exists() else ()
+        except InputError as error:
+            raise InputError(f"{error}; remove it, and the run goes on without") from error
+
+    def weights_checksum(self) -> str | None:
+        """What tells the best network's weights from all others: the SHA-256 of their file, or None without one."""
+        path = self.best / "model.safetensors"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
     def resume_command(self, data_dir: Path | None = None) -> str:
         """The command that goes on with the run's training."""
@@ -166,6 +177,11 @@ class Run:
         """
         recipe = self.recipe
         if name is None or _located(name) == self.data:
+            if self.data not in NAMED and not Path(self.data).exists():
+                raise InputError(
+                    f"{self.data}, which {self.folder} was trained on, is gone: if it has moved, "
+                    f"`capsnet train NEW_PLACE --run {self.folder} --resume` keeps where it is now"
+                )
             validation, size = recipe.validation, recipe.image_size
             data = load_data(self.data, data_dir=data_dir, validation=validation, seed=recipe.seed, image_size=size)
             self.check_data(data)
@@ -194,32 +210,30 @@ class Run:
             )
 
     def extended(self, data: Data, recipe: Recipe) -> "Run":
-        """The run with a recipe that may train for longer, to go on with.
+        """The run with a recipe that may train for longer, and with the place where its data are now, to go on with.
 
-        Raises InputError where the data or anything else in the recipe is another, and for a longer one-cycle, whose
-        rate is planned over all steps.
+        Nothing is written: `train` does that once it has the lock. Raises InputError where the data or anything else
+        in the recipe is another, and for a longer one-cycle, whose rate is planned over all steps.
         """
         self.check_data(data)
-        if recipe == self.recipe:
-            return self
+        run = replace(self, recipe=recipe, data=_located(data.name))
         same = replace(recipe, epochs=self.recipe.epochs, steps=self.recipe.steps)
         changed = [f.name for f in fields(same) if getattr(same, f.name) != getattr(self.recipe, f.name)]
         if changed:
             raise InputError(
                 f"{self.folder} was trained otherwise ({', '.join(changed)}): only --epochs and --steps may change"
             )
-        if recipe.schedule == "one-cycle":
+        if recipe.schedule == "one-cycle" and recipe != self.recipe:
             raise InputError(
                 f"{self.folder} was planned as one cycle of the learning rate over all its steps, so its length cannot "
                 "change: leave out --epochs and --steps, or start a new run"
             )
-        run = replace(self, recipe=recipe)
-        run.write_json("recipe.json", run.about())
         return run
 
     def is_like(self, other: "Run") -> bool:
-        """Whether the two train the same network on the same data, whatever class the recipe has."""
-        settings = [[getattr(run.recipe, f.name) for f in fields(Recipe)] for run in (self, other)]
+        """Whether the two train the same network on the same data, for however long and whatever the recipe's class."""
+        names = [f.name for f in fields(Recipe) if f.name not in ("epochs", "steps")]
+        settings = [[getattr(run.recipe, name) for name in names] for run in (self, other)]
         return settings[0] == settings[1] and self.fingerprint == other.fingerprint
 
     def about(self) -> dict[str, Any]:
@@ -295,7 +309,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
         build_network(recipe, data.image_shape, len(data.classes))
     _check_free(folder, overwrite)
     try:
-        make_folder(folder, parents=True)
+        make_folder(folder)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{folder} cannot be made: {reason}; name another folder with --run") from error
@@ -334,7 +348,7 @@ def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
 
 def _located(data: str) -> str:
     """The name of a data set as it is, or the absolute path of the user's own."""
-    return data if data in (*SOURCES, "digits") else str(Path(data).expanduser().resolve())
+    return data if data in NAMED else str(Path(data).expanduser().resolve())
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -343,7 +357,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         held = [path.name for path in folder.iterdir()] if folder.is_dir() else [""] * folder.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if all(name == "run.lock" or name.endswith(".part") for name in held):  # left by a process that was killed
+    if all(name == "run.lock" or is_leftover(name) for name in held):  # of a process that was killed at once
         return
     if "recipe.json" not in held:
         raise InputError(f"{folder} exists and is no run folder: name another one with --run")

@@ -66,12 +66,16 @@ def train(
     if images_on_device:
         data = replace(data, train=_on_device(data.train, device))
     with locked(run.folder), seeded(run.recipe.seed, device):  # of dropout
-        if not load_run(run.folder).is_like(run):
+        kept = load_run(run.folder)
+        if not kept.is_like(run):
             raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
-        remove_leftovers(run.folder)
+        for folder in (run.folder, run.folder / "checkpoints"):
+            remove_leftovers(folder)
         training = _Training(run, data, fabric, save_minutes, cuda_graph)
         if resume:
             training.restore()
+        if run != kept:  # it is to be longer, or its data have moved
+            run.write_json("recipe.json", run.about())
         training.run_to_the_end(environment(device) | {"precision": precision})
         return run.load_network().to(device)
 
@@ -216,7 +220,9 @@ class _Training:
             return
         path = checkpoint_paths(self.run)[0].parent
         if state["step"] > self.steps:
-            raise InputError(f"{path} stands at step {state['step']}, beyond the {self.steps} steps of the run")
+            raise InputError(
+                f"{path} stands at step {state['step']}, beyond the {self.steps} steps asked for: ask for more"
+            )
         try:
             kept = self.has_kept_network()  # before the random state, as a network that is built draws weights
             self.learn.load_state_dict(dict(state))

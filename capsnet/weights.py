@@ -20,7 +20,7 @@ from torch import Tensor
 from capsnet.data.inputs import check_regular, check_unpacked, reading
 from capsnet.data.npz import read_headers, read_npz
 from capsnet.errors import InputError
-from capsnet.files import atomic_write, make_folder
+from capsnet.files import atomic_write
 from capsnet.models import CapsNet
 
 
@@ -127,11 +127,7 @@ def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
         network = import_keras(_read_arrays(source), iterations)
     else:
         network = import_pytorch(_read_state_dict(source), iterations)
-    try:
-        make_folder(folder.parent, parents=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}; name another folder") from error
-    with atomic_write(folder) as part:
+    with atomic_write(folder.resolve()) as part:
         network.save_pretrained(part)
     return folder
 
@@ -158,7 +154,7 @@ def _load_state(source: Path) -> Any:
         warnings.simplefilter("ignore")  # of a TorchScript archive, for one, which is refused next
         if is_zipfile(file):
             with ZipFile(file) as archive:
-                check_unpacked(source, sum(info.file_size for info in archive.infolist()))
+                check_unpacked(source, sum(info.file_size for info in archive.infolist()), "save it by torch.save")
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 

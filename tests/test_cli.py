@@ -273,6 +273,7 @@ def test_a_mistake_is_answered_in_one_line_with_exit_status_2(here, line, words,
         ("--recipe=paper digits", "paper"),
         ("mnist --run digits", "fast"),
         ("mnist --data-dir digits", "fast"),
+        ("--save-every 1 digits", "digits"),
     ],
 )
 def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from capsnet.checkpoints import checkpoint_paths
+from capsnet.checkpoints import checkpoint_paths, load_checkpoint
 from capsnet.data.sources import FILES
 from capsnet.runs import load_run
 from tests.commands import COMMAND, SMALL, capsnet, files
@@ -44,9 +44,8 @@ def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, mo
         + SMALL
     )
     with subprocess.Popen([*COMMAND, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        log, patience = Path("my run", "log.jsonl"), time.monotonic() + 60
-        while not (log.is_file() and log.stat().st_size) and time.monotonic() < patience:
-            time.sleep(0.01)
+        log = Path("my run", "log.jsonl")
+        wait_for(log, process)
         process.send_signal(number)
         _, err = process.communicate()
     assert process.returncode == 128 + number, err
@@ -73,18 +72,41 @@ def test_checkpoints_are_written_as_often_as_is_asked_for(tmp_path, monkeypatch)
     assert names == ["0000000003.ckpt", "0000000002.ckpt"]
 
 
-def test_a_training_outlives_its_terminal(tmp_path):
+@pytest.fixture
+def terminal():
+    """A terminal to print to, and a function that closes it."""
+    keyboard, screen = pty.openpty()
+    yield screen, lambda: os.close(keyboard)
+    os.close(screen)
+
+
+def test_a_training_outlives_its_terminal(tmp_path, terminal):
     """The terminal is closed without a signal, as where a process was disowned."""
-    keyboard, terminal = pty.openpty()
+    screen, close = terminal
     line = shlex.split(f"train digits --run {tmp_path / 'run'} --epochs 1 --decoder none") + SMALL
-    with subprocess.Popen([*COMMAND, *line], stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
-        os.close(terminal)
-        while not (tmp_path / "run" / "log.jsonl").exists() and process.poll() is None:
-            time.sleep(0.01)
-        os.close(keyboard)
-        _, err = process.communicate()
-    assert load_run(tmp_path / "run").load_network()
-    assert "Traceback" not in err
+    with subprocess.Popen([*COMMAND, *line], stdout=screen, stderr=screen) as process:
+        wait_for(tmp_path / "run" / "log.jsonl", process)
+        close()
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["n"] == 360
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_hang_up_saves_though_the_terminal_is_gone(tmp_path, terminal):
+    screen, close = terminal
+    line = shlex.split(f"train digits --run {tmp_path / 'run'} --steps 300 --decoder none") + SMALL
+    with subprocess.Popen([*COMMAND, *line], stdout=screen, stderr=screen) as process:
+        wait_for(tmp_path / "run" / "log.jsonl", process)
+        close()
+        process.send_signal(signal.SIGHUP)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert load_checkpoint(load_run(tmp_path / "run"))["step"] < 300
+
+
+def wait_for(path, process):
+    """Wait until a file has content or the process that writes it has ended."""
+    while not (path.is_file() and path.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
 
 
 def in_own_mounts(program):

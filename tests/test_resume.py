@@ -173,7 +173,7 @@ def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
     run = train(tmp_path / "run", replace(TINY, epochs=None, steps=5))
     longer = train(tmp_path / "longer", replace(TINY, epochs=None, steps=6))
     shutil.copytree(longer.folder / "checkpoints", run.folder / "checkpoints", dirs_exist_ok=True)
-    with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps of the run"):
+    with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps asked for"):
         resume(run.folder)
 
 
@@ -212,6 +212,23 @@ def test_a_run_that_another_start_has_replaced_is_not_trained_in_its_folder(tmp_
     with pytest.raises(InputError, match="has become another run since"):
         training.train(run, few_digits())
     assert not checkpoint_paths(run)
+
+
+def test_a_run_that_is_asked_to_be_shorter_than_it_is_stays_as_it_was(tmp_path):
+    run = train(tmp_path / "run")
+    with pytest.raises(InputError, match="stands at step 14, beyond the 7 steps asked for: ask for more"):
+        resume(run.folder, epochs=1)
+    assert load_run(run.folder) == run
+
+
+def test_a_run_keeps_where_its_data_have_moved_to(tmp_path):
+    data = few_digits()
+    run = start_run(tmp_path / "run", TINY, replace(data, name=str(tmp_path / "old")))
+    with pytest.raises(InputError, match=f"old, which .* is gone: .* `capsnet train NEW_PLACE --run {run.folder} --re"):
+        run.load_data()
+    moved = replace(data, name=str(tmp_path / "new"))
+    training.train(run.extended(moved, TINY), moved, resume=True)
+    assert load_run(run.folder).data == str(tmp_path / "new")
 
 
 def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path, never_stopped, settings, caplog):

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -123,8 +124,15 @@ def test_what_is_written_takes_the_place_of_what_was_there_when_it_is_whole(tmp_
 def test_what_a_killed_process_left_half_written_is_removed_when_the_run_goes_on(copied):
     (copied.folder / "best.1-0.part").mkdir()
     (copied.folder / "checkpoints" / "0000000003.ckpt.1-0.part").write_bytes(b"half")
+    (copied.folder / "thesis.part").write_bytes(b"years of work")
     train_again(copied)
-    assert not [name for name in contents(copied.folder) if ".part" in name]
+    assert [name for name in contents(copied.folder) if ".part" in name] == ["thesis.part"]
+
+
+def test_a_folder_that_holds_a_part_of_the_user_s_is_not_free(tmp_path):
+    (tmp_path / "film.mkv.part").touch()
+    with pytest.raises(InputError, match="exists and is no run folder"):
+        start(tmp_path)
 
 
 @pytest.mark.parametrize("left", ["recipe.json.1-0.part", "run.lock"])
@@ -373,11 +381,24 @@ def test_a_damaged_line_of_the_log_is_left_out_and_counted(copied, line, caplog)
     assert "log.jsonl: 2 damaged lines are left out" in caplog.text
 
 
+def in_a_thread(act, *arguments):
+    """What an act raises in a thread of its own."""
+    with ThreadPoolExecutor() as threads:
+        return threads.submit(act, *arguments).exception()
+
+
 def test_a_folder_that_is_being_trained_in_is_refused_and_the_owner_named(copied):
     with locked(copied.folder):
         for act in (train_again, lambda run: start(run.folder, overwrite=True)):
-            with pytest.raises(InputError, match=f"is being trained by process {os.getpid()} on "):
-                act(copied)
+            refusal = in_a_thread(act, copied)
+            assert isinstance(refusal, InputError)
+            assert f"is being trained by process {os.getpid()} on " in str(refusal)
+
+
+def test_who_has_the_lock_may_take_it_again(copied):
+    with locked(copied.folder), locked(copied.folder):
+        pass
+    train_again(copied)
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(copied):

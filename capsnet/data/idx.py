@@ -28,7 +28,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         with _unpacking(path) as file:
             shape = _shape(path, file.read(4 + 4 * dimensions), dimensions)
             expected = math.prod(shape)
-            check_unpacked(path, expected)
+            check_unpacked(path, expected, "gunzip it")
             content = file.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): fetch it again") from error

@@ -18,12 +18,15 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path} cannot be read: it is not a regular file")
 
 
-def check_unpacked(path: Path, size: int) -> None:
-    """Raise InputError where a file's headers promise more bytes than may be unpacked from a file of its size."""
+def check_unpacked(path: Path, size: int, way_out: str) -> None:
+    """Raise InputError where a file's headers promise more bytes than may be unpacked from a file of its size.
+
+    The message ends in `way_out`.
+    """
     if size > max(MAX_UNPACKED, MAX_RATIO * path.stat().st_size):
         raise InputError(
             f"{path} would unpack to {size} bytes, more than {MAX_UNPACKED >> 20} MiB and {MAX_RATIO} times its size: "
-            f"if it is not damaged, unpack it"
+            f"if it is not damaged, {way_out}"
         )
 
 

@@ -41,7 +41,7 @@ def read_npz(path: Path, headers: Mapping[str, Header], way_out: str = WAY_OUT) 
     Raises InputError where they would unpack to more than 256 MiB and 20 times the file, before anything is unpacked,
     and for damaged content.
     """
-    check_unpacked(path, sum(_size(header) for header in headers.values()))
+    check_unpacked(path, sum(_size(header) for header in headers.values()), "save it by np.savez, uncompressed")
     with reading(path, ".npz", way_out), path.open("rb") as file, ZipFile(file) as archive:
         return {name: _array(archive, name) for name in headers}
 

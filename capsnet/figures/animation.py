@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capsnet.figures.grid import in_colour
 from capsnet.figures.style import BLACK, FONT, GREY
-from capsnet.files import atomic_write, make_folder
+from capsnet.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +44,6 @@ def write_animation(tiles: Tensor, names: Sequence[str], title: str, offsets: Se
     frames = [_frame(blank, shown[:, k], corners, offsets, k) for k in (*range(t), *range(t - 2, 0, -1))]
     if tiles.shape[2] != 3:
         frames = [frame.convert("L") for frame in frames]
-    make_folder(path.parent, parents=True)
     with atomic_write(path) as part:
         frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=PAUSE, loop=0)
     return path

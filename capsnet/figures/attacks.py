@@ -1,4 +1,4 @@
-"""Accuracy under the worst of all attacks, network beside network, and whether the attacks can be trusted."""
+"""Accuracy under the worst of all attacks, for networks side by side, and whether the attacks can be trusted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UNITS = {
 def draw_attacks(attacks: Attacks, path: Path) -> Path:
     """Draw the worst case against how far attacks may go, a panel a norm and a line a network, with what checks say.
 
-    What each added attack left is a second picture, whose name ends in -masking; the numbers are JSON beside the first.
+    What each added attack left is a second picture, whose name ends in -masking; the numbers are JSON next to both.
     """
     checks = {(curve.network, curve.norm): check_curve(curve) for curve in attacks.curves}
     norms = list(dict.fromkeys(curve.norm for curve in attacks.curves))
@@ -112,8 +112,8 @@ def _numbers(curve: WorstCase, checks: list[Check]) -> dict[str, Any]:
     balls = [asdict(ball) | {"right": ball.right} | levels(curve, ball) for ball in curve.balls]
     about = {"network": curve.network, "norm": curve.norm, "n": curve.n, "attacks": "worst case, image by image"}
     worst = {"epsilons": curve.epsilons, "right": curve.right, "intervals": curve.intervals}
-    told = [asdict(check) | {"sentence": check.sentence} for check in checks]
-    return about | worst | {"verdict": verdict(curve), "balls": balls, "checks": told}
+    answers = [asdict(check) | {"sentence": check.sentence} for check in checks]
+    return about | worst | {"verdict": verdict(curve), "balls": balls, "checks": answers}
 
 
 def _draw_masking(
@@ -123,7 +123,7 @@ def _draw_masking(
     curves = [curve for curve in attacks.curves if curve.norm == "Linf"]
     everything = [check for found in checks.values() for check in found]
     rules = "; ".join(f"{name}: {rule}" for name, rule in RULES.items())
-    told = [*(_plain(check.sentence) for check in everything), f"A check passes if, at every ε, {rules}."]
+    lines = [*(_plain(check.sentence) for check in everything), f"A check passes if, at every ε, {rules}."]
     with page(path, WIDTH, 4.2) as figure:
         passed = sum(check.passed for check in everything)
         title = f"Would more attacks do better? {passed} of {len(everything)} checks show no sign"
@@ -137,7 +137,7 @@ def _draw_masking(
             axes.set_title(f"n = {curves[0].n:,}", fontsize=LABEL, color=BLACK, loc="left")
             axes.set_xlabel(words, fontsize=SMALL)
             _finish(axes)
-        sentences = "\n".join(wrapped(sentence, WIDTH, SMALL) for sentence in told)
+        sentences = "\n".join(wrapped(sentence, WIDTH, SMALL) for sentence in lines)
         figure.text(0.0, 0.02, sentences, fontsize=SMALL, va="top", color=GREY, linespacing=1.4)
 
 

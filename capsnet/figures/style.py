@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsnet.files import atomic_write, make_folder
+from capsnet.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,6 @@ def page(path: Path, width: float, height: float, *, layout: str | None = None) 
     figure = Figure((width, height), dpi=DPI, facecolor="white", layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     yield figure
-    make_folder(path.parent, parents=True)
     with atomic_write(path) as part:
         figure.savefig(part, format="png", bbox_inches="tight", pad_inches=MARGIN, metadata={"Software": None})
 
@@ -49,7 +48,6 @@ def page(path: Path, width: float, height: float, *, layout: str | None = None) 
 def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
     """Write what a picture shows beside it, as JSON under the same name, whole or not at all."""
     path = path.with_suffix(".json")
-    make_folder(path.parent, parents=True)
     with atomic_write(path) as part:
         part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 

@@ -130,7 +130,7 @@ def _keep(made: Path) -> None:
 
 
 def _copy(made: Path, folder: Path) -> None:
-    """Copy a library, atomically and durably, also beside another process that does the same."""
+    """Copy a library, atomically and durably, also while another process does the same."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{made.stem}-{_sha256(made)}.so"
     with tempfile.TemporaryDirectory(dir=folder) as place:

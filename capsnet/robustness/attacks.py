@@ -17,8 +17,9 @@ from torch import Tensor
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
+from capsnet.hardware import seeded
 from capsnet.models import CapsNet
-from capsnet.robustness.descent import LOSSES, Norm, Objective, check_within, descend, margin, misclassify, seeded
+from capsnet.robustness.descent import LOSSES, Norm, Objective, check_within, descend, margin, misclassify
 from capsnet.robustness.exposed import foolbox_model
 from capsnet.robustness.intervals import wilson
 from capsnet.robustness.square import square_attack

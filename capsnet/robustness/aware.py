@@ -11,9 +11,10 @@ from torch import Tensor
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
+from capsnet.hardware import seeded
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
-from capsnet.robustness.descent import cross_entropy, descend, misclassify, seeded
+from capsnet.robustness.descent import cross_entropy, descend, misclassify
 from capsnet.robustness.exposed import Exposed, foolbox_model
 
 BATCH = 100

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -121,11 +120,3 @@ def check_within(adversarial: Tensor, pixels: Tensor, epsilon: float, norm: Norm
     reach, low, high = float(length.max()), float(adversarial.min()), float(adversarial.max())
     if not (reach <= epsilon + ROUNDING and low >= 0 and high <= 1):
         raise RuntimeError(f"an attack within {epsilon:g} went as far as {reach:g}, to pixels from {low:g} to {high:g}")
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw random numbers by a seed of their own, and leave torch's generators as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

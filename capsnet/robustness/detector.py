@@ -3,7 +3,6 @@
 Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 """
 
-import hashlib
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -108,7 +107,7 @@ class DetectorFile:
 
 def save_detector(run: Run, detector: Detector) -> Path:
     """Write a run's detector.json, which says of which weights it is."""
-    return run.write_json("detector.json", asdict(detector) | {"weights": _weights(run)})
+    return run.write_json("detector.json", asdict(detector) | {"weights": run.weights_checksum()})
 
 
 def load_detector(run: Run) -> Detector | None:
@@ -123,12 +122,7 @@ def load_detector(run: Run) -> Detector | None:
         kept = read_json(path, DetectorFile)
     except InputError as error:
         raise InputError(f"{error}; `capsnet detection {run.folder}` makes it anew") from error
-    return Detector(kept.threshold, kept.percentile, kept.n) if kept.weights == _weights(run) else None
-
-
-def _weights(run: Run) -> str:
-    """What tells the best network's weights from all others: their SHA-256."""
-    return hashlib.sha256((run.best / "model.safetensors").read_bytes()).hexdigest()
+    return Detector(kept.threshold, kept.percentile, kept.n) if kept.weights == run.weights_checksum() else None
 
 
 def that_draws(network: CapsNet | ConvBaseline) -> CapsNet:

@@ -91,7 +91,7 @@ def check_curve(curve: WorstCase) -> list[Check]:
 
 
 def verdict(curve: WorstCase) -> str:
-    """What the checks of a curve say of it, in a few words that stand beside its figures."""
+    """What the checks of a curve say of it, in a few words that stand next to its figures."""
     checks, steps = check_curve(curve), [levels(curve, ball) for ball in curve.balls]
     if not checks:
         return "not checked"

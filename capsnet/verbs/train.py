@@ -1,10 +1,11 @@
 """The verb that trains."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -13,6 +14,12 @@ from capsnet.paths import usable_path
 from capsnet.recipe import Recipe
 from capsnet.recipes import Fast
 from capsnet.verbs.run import DataDir, check_data_dir
+
+if TYPE_CHECKING:
+    from capsnet.baselines import ConvBaseline
+    from capsnet.data import Data
+    from capsnet.models import CapsNet
+    from capsnet.runs import Run
 
 
 @dataclass(frozen=True)
@@ -41,23 +48,50 @@ class Train:
 
     def __call__(self) -> None:
         """Train, evaluate and report."""
-        from capsnet.data import load_data
-        from capsnet.evaluation import judge
-        from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
-        from capsnet.figures.report import write_report
+        from capsnet.files import locked
         from capsnet.hardware import keep_freed_memory
-        from capsnet.models import CapsNet
-        from capsnet.printing import print_evaluation
-        from capsnet.robustness.detector import fit_detector, save_detector
-        from capsnet.runs import load_run, start_run
         from capsnet.training import train
+
+        self._check()
+        keep_freed_memory()
+        run, data = self._open()
+        say(f"{run.folder}: recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}")
+        with locked(run.folder):
+            before = run.weights_checksum()
+            try:
+                network = train(
+                    run,
+                    data,
+                    resume=self.resume,
+                    save_minutes=self.save_every,
+                    images_on_device=self.images_on_device,
+                    cuda_graph=self.cuda_graph,
+                )
+            except KeyboardInterrupt:
+                say(f"\nstopped; go on with: {run.resume_command(self.data_dir)}", sys.stderr)
+                raise
+            if run.weights_checksum() != before:
+                rmtree(run.folder / "figures", ignore_errors=True)  # of other weights
+            report(run, network, data)
+
+    def _check(self) -> None:
+        """Raise InputError for flags that do not go together, before data are looked for."""
+        from capsnet.hardware import default_device
 
         if self.resume and self.overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of them")
         check_data_dir(self.data_dir, self.data)
         if not self.resume:
-            self.settings.check_effects()  # before data are looked for
-        keep_freed_memory()
+            self.settings.check_effects()
+        for name, wanted in (("cuda-graph", self.cuda_graph), ("images-on-device", self.images_on_device)):
+            if not wanted and default_device().type == "cpu":
+                raise InputError(f"--no-{name} without effect on a CPU")
+
+    def _open(self) -> "tuple[Run, Data]":
+        """The run, new or to be resumed, and its data."""
+        from capsnet.data import load_data
+        from capsnet.runs import load_run, start_run
+
         settings, folder = self.settings, self.run or run_folder(self.data, self.recipe)
         data = load_data(
             self.data,
@@ -67,33 +101,35 @@ class Train:
             image_size=settings.image_size,
         )
         if self.resume:
-            run = load_run(folder).extended(data, settings)
-        else:
-            run = start_run(folder, settings, data, overwrite=self.overwrite)
-        print(
-            f"{folder}: recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}", flush=True
-        )
-        try:
-            network = train(
-                run,
-                data,
-                resume=self.resume,
-                save_minutes=self.save_every,
-                images_on_device=self.images_on_device,
-                cuda_graph=self.cuda_graph,
-            )
-        except KeyboardInterrupt:
-            print(f"\nstopped; go on with: {run.resume_command(self.data_dir)}", file=sys.stderr)
-            raise
-        judgement = judge(network, data.test)
-        print_evaluation(judgement.evaluation(), data.classes)
-        run.write_results(network, data, judgement.evaluation())
-        if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
-            save_detector(run, fit_detector(network, data.validation))
-        rmtree(run.folder / "figures", ignore_errors=True)  # of weights that are no longer the best
-        subject = Subject(run, network, data, judgement)
-        draw_gallery(subject, fitting(subject, QUICK))
-        print(f"report: {write_report(run, network, data, judgement.evaluation())}")
+            return load_run(folder).extended(data, settings), data
+        return start_run(folder, settings, data, overwrite=self.overwrite), data
+
+
+def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
+    """Evaluate a run's network on the test images; write the results, the detector, the figures and the report."""
+    from capsnet.evaluation import judge
+    from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
+    from capsnet.figures.report import write_report
+    from capsnet.models import CapsNet
+    from capsnet.printing import print_evaluation
+    from capsnet.robustness.detector import fit_detector, save_detector
+
+    judgement = judge(network, data.test)
+    evaluation = judgement.evaluation()
+    run.write_results(network, data, evaluation)
+    if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
+        save_detector(run, fit_detector(network, data.validation))
+    with suppress(OSError):  # of a terminal that is gone: what it would show is in the report
+        print_evaluation(evaluation, data.classes)
+    subject = Subject(run, network, data, judgement)
+    draw_gallery(subject, fitting(subject, QUICK))
+    say(f"report: {write_report(run, network, data, evaluation)}")
+
+
+def say(words: str, stream: TextIO | None = None) -> None:
+    """Print a line at once, unless the terminal is gone: a training goes on without one."""
+    with suppress(OSError):
+        print(words, file=stream, flush=True)
 
 
 def run_folder(data: str, recipe: str) -> Path:

@@ -2,13 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from capsnet.data import load_data
 from capsnet.figures.attacks import draw_attacks
 from capsnet.robustness.attacks import Attacks, Ball, WorstCase
+from tests.training import LEARNS, train
 
 PROGRAMS = Path(__file__).parents[2] / "benchmarks"
 WHERE = {"device": "Abacus", "cores": 2, "torch": "2.13.0", "commit": "0123456789", "command": "robustness.py runs/a"}
@@ -117,13 +120,13 @@ def test_the_sentence_on_detection_has_n_and_steps(program, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_leaves_what_it_measured_with_whose_it_is_and_where(trained, tmp_path, monkeypatch):
+def test_the_program_leaves_what_it_measured_with_whose_it_is_and_where(tmp_path, monkeypatch):
+    run = train(tmp_path / "trained", replace(LEARNS, epochs=1), load_data("digits"))
     monkeypatch.syspath_prepend(PROGRAMS)
     program = import_module("robustness")
     monkeypatch.setattr(program, "RESULTS", tmp_path)
     asked = ["--attacked", "3", "--images", "5", "--steps", "2"]
-    monkeypatch.setattr(sys, "argv", ["robustness.py", str(trained.folder), *asked])
-    monkeypatch.setattr(program, "load_run", lambda path: trained)
+    monkeypatch.setattr(sys, "argv", ["robustness.py", str(run.folder), *asked])
     program.main()
     for what in ("affine", "detection", "attacks"):
         kept = json.loads((tmp_path / f"trained-{what}.json").read_text())

@@ -94,7 +94,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     taken, message = peak(lambda: read_idx(path, 3))
     assert message == (
         f"{path} would unpack to 314572800 bytes, more than 256 MiB and 20 times its size: if it is not damaged, "
-        f"unpack it"
+        f"gunzip it"
     )
     assert taken < 8
 

@@ -8,9 +8,10 @@ from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
+from capsnet.hardware import seeded
 from capsnet.models import CapsNet
 from capsnet.robustness.attacks import LARGE, Effort, measure_attacks
-from capsnet.robustness.descent import LOSSES, check_within, cross_entropy, descend, margin, misclassify, seeded
+from capsnet.robustness.descent import LOSSES, check_within, cross_entropy, descend, margin, misclassify
 from capsnet.robustness.exposed import foolbox_model
 from capsnet.robustness.intervals import wilson
 

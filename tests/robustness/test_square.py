@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from capsnet.robustness.descent import margin, misclassify, seeded
+from capsnet.hardware import seeded
+from capsnet.robustness.descent import margin, misclassify
 from capsnet.robustness.square import square_attack
 
 
