@@ -69,7 +69,7 @@ def train(
         kept = load_run(run.folder)
         if not kept.is_like(run):
             raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
-        for folder in (run.folder, run.folder / "checkpoints"):
+        for folder in (run.folder, run.folder / "checkpoints", run.folder / "figures"):
             remove_leftovers(folder)
         training = _Training(run, data, fabric, save_minutes, cuda_graph)
         if resume:

@@ -231,6 +231,16 @@ def test_a_run_keeps_where_its_data_have_moved_to(tmp_path):
     assert load_run(run.folder).data == str(tmp_path / "new")
 
 
+@pytest.mark.parametrize("inner", [".", "checkpoints", "figures"])
+def test_what_a_killed_process_had_begun_to_write_is_removed_and_a_user_s_file_is_not(tmp_path, inner):
+    folder = train(tmp_path / "run", replace(TINY, epochs=1)).folder / inner
+    folder.mkdir(exist_ok=True)
+    for name in ("begun.png.123-4.part", "mine.part"):
+        (folder / name).write_text("")
+    resume(tmp_path / "run")
+    assert [path.name for path in folder.glob("*.part")] == ["mine.part"]
+
+
 def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path, never_stopped, settings, caplog):
     start_run(tmp_path / "run", settings, few_digits())
     assert_same(resume(tmp_path / "run"), never_stopped)

@@ -91,6 +91,7 @@ def fork(act: Callable[[], object]) -> Child:
         os.close(number)
         return Child(pid, Path(name))
     status = 1
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # though the soak be under nohup
     try:
         os.dup2(number, 1)
         os.dup2(number, 2)
