@@ -67,8 +67,8 @@ def kills(part: dict[str, Any]) -> str:
     made += paragraph(
         "After each, the training goes on by `--resume`, or by the command that started it, and must end as if never "
         "stopped. The changes are renames, fsyncs, removals and new folders. A signal must end the process with the "
-        "status that a shell gives (143, 129; 0 where it had ended) and, in the training, with the line that says how "
-        "to go on. Of two processes one must be refused (2)."
+        "status that a shell gives (143, 129; 0 where it had ended, -15 or -1 where it had not begun) and, in the "
+        "training, with the line that says how to go on. Of two processes one must be refused (2)."
     )
     made += "\n"
     made += "| what | how often | where it stood, or which changes | findings |\n|---|---|---|---|\n"
