@@ -128,7 +128,7 @@ class Recipe:
             value = getattr(self, other)
             changed = [f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default]
             if value in idle and changed:
-                raise InputError(f"{', '.join(map(flag, changed))} without effect under {flag(other)} {value}")
+                raise InputError(f"{', '.join(map(flag, changed))} has no effect under {flag(other)} {value}: leave it out")
 
 
 def flag(name: str) -> str:

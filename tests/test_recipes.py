@@ -175,16 +175,16 @@ def test_epochs_and_steps_together_are_refused_with_both_values(make):
 
 
 IDLE = {
-    "--decay, --decay-steps, --rate-floor without effect under --schedule one-cycle": Fast(
+    "--decay, --decay-steps, --rate-floor has no effect under --schedule one-cycle": Fast(
         decay=0.9, decay_steps=7, rate_floor=0.1
     ),
-    "--warmup without effect under --schedule exponential": Recipe(warmup=0.1),
-    "--decay-steps without effect under --decay 1.0": RECIPES["notebook"](decay_steps=7),
-    "--reconstruction without effect under --decoder none": Recipe(decoder="none", reconstruction=1),
-    "--iterations, --slope, --decoder without effect under --network cnn": Recipe(
+    "--warmup has no effect under --schedule exponential": Recipe(warmup=0.1),
+    "--decay-steps has no effect under --decay 1.0": RECIPES["notebook"](decay_steps=7),
+    "--reconstruction has no effect under --decoder none": Recipe(decoder="none", reconstruction=1),
+    "--iterations, --slope, --decoder has no effect under --network cnn": Recipe(
         network="cnn", iterations=2, slope=0.1, decoder="conv"
     ),
-    "--leaky, --reconstruction without effect under --network small-cnn": Fast(
+    "--leaky, --reconstruction has no effect under --network small-cnn": Fast(
         network="small-cnn", leaky=True, reconstruction=0.1
     ),
 }
@@ -214,7 +214,7 @@ def test_what_a_recipe_itself_sets_is_no_mistake_under_another_flag(name, change
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_of_a_capsule_network_is_refused_for_a_baseline(name):
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} without effect under --network cnn"):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} has no effect under --network cnn"):
         replace(Recipe(network="cnn"), **{name: another(name)}).check_effects()
 
 

@@ -19,7 +19,7 @@ def check_data_dir(data_dir: Path | None, *names: str | None) -> None:
 
     if data_dir is not None and not SOURCES.keys() & set(names):
         data = ", ".join(filter(None, names))
-        raise InputError(f"--data-dir without effect for {data}: only {' and '.join(SOURCES)} are looked for there")
+        raise InputError(f"--data-dir has no effect for {data}: only {' and '.join(SOURCES)} are looked for there")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Evaluate:
         run = load_run(self.run)
         check_data_dir(self.data_dir, self.data or run.data)
         if self.masked_by == "label" and (run.recipe.network != "capsnet" or run.recipe.decoder == "none"):
-            raise InputError(f"--masked-by label without effect: the network of {self.run} has no decoder")
+            raise InputError(f"--masked-by label has no effect: the network of {self.run} has no decoder")
         data = run.load_data(self.data, self.data_dir)
         result = evaluate(run.load_network().to(default_device()), data.test, masked_by=self.masked_by)
         if self.json:

@@ -85,7 +85,7 @@ class Train:
             self.settings.check_effects()
         for name, wanted in (("cuda-graph", self.cuda_graph), ("images-on-device", self.images_on_device)):
             if not wanted and default_device().type == "cpu":
-                raise InputError(f"--no-{name} without effect on a CPU")
+                raise InputError(f"--no-{name} has no effect on a CPU: leave it out")
 
     def _open(self) -> "tuple[Run, Data]":
         """The run, new or to be resumed, and its data."""
