@@ -124,11 +124,11 @@ class Recipe:
 
     def check_effects(self) -> None:
         """Raise InputError for a field that was changed from its class's own value and has no effect."""
-        for names, other, idle in WITHOUT_EFFECT:
+        for governed, other, idle in WITHOUT_EFFECT:
             value = getattr(self, other)
-            changed = [f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default]
+            changed = [flag(f.name) for f in fields(self) if f.name in governed and getattr(self, f.name) != f.default]
             if value in idle and changed:
-                raise InputError(f"{', '.join(map(flag, changed))} has no effect under {flag(other)} {value}: leave it out")
+                raise InputError(f"{', '.join(changed)} has no effect under {flag(other)} {value}: leave it out")
 
 
 def flag(name: str) -> str:

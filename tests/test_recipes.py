@@ -192,7 +192,7 @@ IDLE = {
 
 @pytest.mark.parametrize("words", IDLE)
 def test_a_changed_field_without_effect_is_named_and_no_run_starts(words, tmp_path):
-    with pytest.raises(InputError, match=rf"^{re.escape(words)}$"):
+    with pytest.raises(InputError, match=rf"^{re.escape(words)}: leave it out$"):
         IDLE[words].check_effects()
     with pytest.raises(InputError, match=re.escape(words)):
         start_run(tmp_path / "run", IDLE[words], few_digits())
