@@ -19,11 +19,12 @@ Module = TypeVar("Module", bound=nn.Module)
 def channels_last(convolutions: Module) -> Module:
     """The same, with a place's channels one after the other in memory, and so the numbers of a capsule.
 
-    `network.to(memory_format=torch.channels_last)` would turn the matrices of routing too, which are no images.
+    `network.to(memory_format=torch.channels_last)` would turn the matrices of routing too, which are no images. A clone
+    has the strides of the layout even where there is one channel; by them PyTorch chooses the layout of the result.
     """
     for parameter in convolutions.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.clone(memory_format=torch.channels_last)
     return convolutions
 
 

@@ -21,12 +21,47 @@ from pathlib import Path
 from shutil import which
 from time import perf_counter
 
+from torch import Tensor
+
 SECONDS = 60  # for a compiler that takes 1 to 3 on an idle core, until it is taken for hanging
 log = logging.getLogger(__name__)
 
 
+FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+ALIGNMENT = 64  # bytes, that of PyTorch's own memory
+
+
 class CompilerError(Exception):
     """Why the machine's C compiler gives no library, in one line."""
+
+
+def library_for_this_processor(
+    source: Path, defines: Sequence[str], functions: Sequence[str], purpose: str
+) -> ctypes.CDLL | None:
+    """The library of a source file, tuned for this processor; None, with one warning, where no compiler makes it."""
+    try:
+        return shared_library(source, [*FLAGS, TUNED, *defines], functions)
+    except CompilerError as error:
+        _warn(f"{purpose} is not compiled and runs in plain PyTorch: {error}")
+        return None
+
+
+@cache
+def _warn(line: str) -> None:
+    """Say something once, though more than one library cannot be compiled."""
+    log.warning(line)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same numbers, contiguous, from where a vector register can be loaded at once."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where the numbers lie in memory, or NULL."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def shared_library(source: Path, options: Sequence[str], functions: Sequence[str]) -> ctypes.CDLL:

@@ -5,8 +5,6 @@ The compiler is asked once for each dtype and size of the capsules. Without a co
 """
 
 import ctypes
-import logging
-import platform
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,18 +14,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
-from capsnet.ops.compiler import CompilerError, shared_library
+from capsnet.ops.compiler import address, aligned, library_for_this_processor
 from capsnet.ops.squash import sum_dtype
 from capsnet.ops.streaming import Gradients, empty_gradients
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
-TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 FUNCTIONS = ("lanes", "scratch_size", "even_sum", "weighted_sum", "gradients")
-ALIGNMENT = 64  # bytes, that of PyTorch's own memory
 WIDEST = 64  # dimensions of a capsule, of which a matrix fits the registers
-
-log = logging.getLogger(__name__)
 
 
 class Shape(ctypes.Structure):
@@ -41,8 +34,8 @@ class Passes:
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
         exact = sum_dtype(children)
-        self.weight = _aligned(weight.to(exact))
-        self.prior = None if prior is None else _aligned(prior.to(exact))
+        self.weight = aligned(weight.to(exact))
+        self.prior = None if prior is None else aligned(prior.to(exact))
         library = compiled(exact, *weight.shape[2:])
         assert library is not None  # as `lacking` has found
         self.library, self.images, self.lanes = library, len(children), library.lanes()
@@ -92,14 +85,14 @@ class Passes:
         return self.x.new_empty(self.shape.workers, size, self.lanes)
 
     def _call(self, name: str, *given: Tensor | int | None) -> None:
-        numbers = (ctypes.c_long(a) if isinstance(a, int) else _address(a) for a in given)
+        numbers = (ctypes.c_long(a) if isinstance(a, int) else address(a) for a in given)
         getattr(self.library, name)(ctypes.byref(self.shape), *numbers)
 
     def _in_lanes(self, rows: Tensor) -> Tensor:
         """Images side by side, with zeros to fill the last block: [..., b, n, m] → [..., blocks, n, m, lanes]."""
         if missing := -self.images % self.lanes:
             rows = pad(rows, (0, 0, 0, 0, 0, missing))
-        return _aligned(rearrange(rows, "... (blocks lanes) n m -> ... blocks n m lanes", lanes=self.lanes))
+        return aligned(rearrange(rows, "... (blocks lanes) n m -> ... blocks n m lanes", lanes=self.lanes))
 
     def _in_rows(self, blocks: Tensor) -> Tensor:
         """The images again: [blocks, n, m, lanes] → [b, n, m]."""
@@ -123,26 +116,7 @@ def lacking(children: Tensor, weight: Tensor) -> str:
 def compiled(exact: torch.dtype, d: int, e: int) -> ctypes.CDLL | None:
     """The library for capsules of d and e dimensions, or None, with one warning, where no compiler can make it."""
     real = {torch.float32: ("-DREAL=float", "-DSINGLE"), torch.float64: ("-DREAL=double",)}[exact]
-    try:
-        library = shared_library(SOURCE, [*FLAGS, TUNED, *real, f"-DD={d}", f"-DE={e}"], FUNCTIONS)
-    except CompilerError as error:
-        _warn(f"routing is not compiled and runs in plain PyTorch: {error}")
-        return None
-    library.scratch_size.restype = ctypes.c_long
+    library = library_for_this_processor(SOURCE, [*real, f"-DD={d}", f"-DE={e}"], FUNCTIONS, "routing")
+    if library is not None:
+        library.scratch_size.restype = ctypes.c_long
     return library
-
-
-@cache
-def _warn(line: str) -> None:
-    """Say something once, though more than one size of capsules cannot be compiled."""
-    log.warning(line)
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The same numbers, contiguous, from where a vector register can be loaded at once."""
-    tensor = tensor.contiguous()
-    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
-
-
-def _address(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,293 @@
+"""A strided convolution by the discrete Fourier transform, with a fifth of the multiplications.
+
+A stride of s splits a convolution into s·s ordinary ones with kernels s times smaller, one for each phase of the grid.
+A convolution of length n is a product of n Fourier coefficients, and those of real numbers come in conjugate pairs, each
+pair a complex product that Gauss makes of three real ones. For the paper's 20x20 grid and 9x9 kernel that is 148 matrix
+products of [b, 1024] with [1024, 256] in place of the 36 · 81 of [b, 256] with [256, 256]. The transform is orthogonal,
+so unlike Winograd's it costs no accuracy.
+
+The transforms themselves are sums over one axis after the other, in float32 by `fourier.c` on a processor with a C
+compiler; else each is one matrix product, with two and a half times the passes' memory and six times their arithmetic.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from itertools import product
+from math import ceil, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from capsnet.ops.compiler import address, aligned, library_for_this_processor
+
+SOURCE = Path(__file__).with_suffix(".c")
+FUNCTIONS = ("lanes", "analyze", "synthesize")
+MOST = 16  # points along an axis, of which a grid stays in the nearest cache
+
+Pair = tuple[int, int]  # of the rows' axis and the columns'
+
+
+def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """`torch.nn.functional.conv2d` without padding, by Fourier transform.
+
+    Under autocast, and of images in bf16, the products are in bf16 and are summed in float32; the transforms are in
+    float32 always. The result has the dtype that conv2d's would have.
+
+    images [b, c, h, w], weight [k, c, y, x], bias [k] → [b, k, (h - y) // stride + 1, (w - x) // stride + 1]
+    """
+    device = images.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+    points, taps, outputs = sizes(images, weight, stride)
+    forward, kernel, inverse = _waves(points, taps, outputs)
+    with torch.autocast(device, enabled=False):
+        x = Transform(forward, _size(images), stride, images.dtype, dtype).analyze(images)  # [m, b, phases · c]
+        w = Transform(kernel, _size(weight), stride, weight.dtype, dtype).analyze(weight)  # [m, k, phases · c]
+        y = Transform(inverse, outputs, 1, dtype, dtype).synthesize(_Products.apply(x, w))  # [b, k, h, w]
+        return y if bias is None else y + bias.to(dtype)[:, None, None]
+
+
+def sizes(images: Tensor, weight: Tensor, stride: int) -> tuple[Pair, Pair, Pair]:
+    """Points of the transform, taps of a phase's kernel and outputs."""
+    outputs = [(n - k) // stride + 1 for n, k in zip(_size(images), _size(weight), strict=True)]
+    taps = [ceil(k / stride) for k in _size(weight)]
+    points = [p + t - 1 for p, t in zip(outputs, taps, strict=True)]
+    return (points[0], points[1]), (taps[0], taps[1]), (outputs[0], outputs[1])
+
+
+def _size(images: Tensor) -> Pair:
+    return images.shape[-2], images.shape[-1]
+
+
+class _Products(torch.autograd.Function):
+    """Products x wᵀ [m, b, k] of x [m, b, c] and w [m, k, c], each with a gradient that lies in memory as it does."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return torch.bmm(x, w.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        to_x, to_w = ctx.needs_input_grad
+        return torch.bmm(grad, w) if to_x else None, torch.bmm(grad.mT, x) if to_w else None
+
+
+class Waves:
+    """A linear map from the places of a grid to its coefficients: the matrix mix · (down ⊗ across).
+
+    down [n, rows] and across [n, columns] are cosines and sines along an axis, and each row of mix [m, n · n] has few
+    numbers that are not zero.
+    """
+
+    def __init__(self, down: Tensor, across: Tensor, mix: Tensor) -> None:
+        self.down, self.across, self.mix = down, across, mix
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The map as one matrix [m, rows · columns] in float64."""
+        return self.mix @ torch.kron(self.down, self.across)
+
+    @cached_property
+    def analysis(self) -> tuple[Tensor, ...]:
+        """What `fourier.c` reads to analyze: down, across and mix in compressed rows."""
+        return self.down.float().contiguous(), self.across.float().contiguous(), *_compressed(self.mix)
+
+    @cached_property
+    def synthesis(self) -> tuple[Tensor, ...]:
+        """The same of the transposed map."""
+        return self.down.T.float().contiguous(), self.across.T.float().contiguous(), *_compressed(self.mix.T)
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """The map of some waves for every phase of images of one size, and its transpose, which is its derivative.
+
+    images [b, c, h, w] ↔ coefficients [m, b, phases · c], each in its dtype
+    """
+
+    waves: Waves
+    size: Pair
+    stride: int
+    images: torch.dtype
+    coefficients: torch.dtype
+
+    def analyze(self, images: Tensor) -> Tensor:
+        """The coefficients of images."""
+        return self.apply(images, True)
+
+    def synthesize(self, coefficients: Tensor) -> Tensor:
+        """What the transposed map makes of coefficients."""
+        return self.apply(coefficients, False)
+
+    def apply(self, given: Tensor, analyzes: bool) -> Tensor:
+        """One of the two, for autograd and torch.func; the compiler sees matrix products."""
+        if torch.compiler.is_compiling():
+            return self.plain(given, analyzes)
+        return _Linear.apply(given, self, analyzes)
+
+    def compute(self, given: Tensor, analyzes: bool) -> Tensor:
+        """One of the two, by the way that suits the tensor."""
+        return self.native(given, analyzes) if self.is_native(given, analyzes) else self.plain(given, analyzes)
+
+    def plain(self, given: Tensor, analyzes: bool) -> Tensor:
+        """One of the two as a matrix product."""
+        s, (rows, columns) = self.stride, (self.waves.down.shape[1], self.waves.across.shape[1])
+        matrix = self.waves.matrix.to(given.device, torch.promote_types(given.dtype, torch.float32))
+        (h, w), here = self.size, given.to(matrix)
+        if analyzes:
+            places = F.pad(here, (0, s * columns - w, 0, s * rows - h))  # a negative pad trims
+            places = rearrange(places, "b c (y s) (x t) -> (y x) (b s t c)", s=s, t=s)
+            coefficients = rearrange(matrix @ places, "m (b n) -> m b n", n=s * s * given.shape[1])
+            return coefficients.to(self.coefficients)
+        places = matrix.T @ here.flatten(1)
+        images = rearrange(places, "(y x) (b s t c) -> b c (y s) (x t)", y=rows, s=s, t=s, c=given.shape[2] // (s * s))
+        return F.pad(images, (0, w - s * columns, 0, h - s * rows)).to(self.images)
+
+    def is_native(self, given: Tensor, analyzes: bool) -> bool:
+        """Whether `fourier.c` can take these numbers."""
+        channels = given.shape[1] if analyzes else given.shape[2] // self.stride**2
+        dtypes = self.images, self.coefficients
+        known = dtypes in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16))
+        small = max(*self.waves.down.shape, *self.waves.across.shape) <= MOST
+        if not (given.device.type == "cpu" and given.numel() and known and small):
+            return False
+        library = _library()
+        return library is not None and channels % library.lanes() == 0
+
+    def native(self, given: Tensor, analyzes: bool) -> Tensor:
+        """One of the two by `fourier.c`."""
+        library, (h, w), s = _library(), self.size, self.stride
+        assert library is not None  # as `is_native` has found
+        m = len(self.waves.mix)
+        (rows, down), (columns, across) = (reversed(t.shape) for t in (self.waves.down, self.waves.across))
+        if analyzes:
+            b, channels = given.shape[:2]
+            given = aligned(rearrange(given, "b c h w -> b h w c"))
+            result = given.new_empty(m, b, s * s * channels, dtype=self.coefficients)
+        else:
+            b, channels, given = given.shape[1], given.shape[2] // (s * s), aligned(given)
+            make = given.new_empty if s * rows >= h and s * columns >= w else given.new_zeros
+            result = make(b, h, w, channels, dtype=self.images)
+        workers = min(torch.get_num_threads(), b * s * s)
+        bf16 = (dtype == torch.bfloat16 for dtype in (self.images, self.coefficients))
+        shape = _Shape(b, h, w, channels, s, down, across, rows, columns, m, workers, *bf16)
+        tables = self.waves.analysis if analyzes else self.waves.synthesis
+        scratch = given.new_empty(workers, m, channels * s * s, dtype=torch.float32)
+        function = library.analyze if analyzes else library.synthesize
+        function(ctypes.byref(shape), *(address(t) for t in (given, result, *tables, scratch)))
+        return result if analyzes else rearrange(result, "b h w c -> b c h w")
+
+
+class _Shape(ctypes.Structure):
+    """The struct `shape` of `fourier.c`."""
+
+    _fields_ = [
+        (name, ctypes.c_long)
+        for name in (
+            *("images", "height", "width", "channels", "stride", "down", "across", "rows", "columns", "coefficients"),
+            *("workers", "bf16_images", "bf16_coefficients"),
+        )
+    ]
+
+
+class _Linear(torch.autograd.Function):
+    """A transform, or its transpose; the derivative of one is the other."""
+
+    @staticmethod
+    def forward(given: Tensor, transform: Transform, analyzes: bool) -> Tensor:
+        return transform.compute(given, analyzes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Transform, bool], output: Tensor) -> None:
+        _, ctx.transform, ctx.analyzes = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transform.apply(grad, not ctx.analyzes), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return ctx.transform.apply(tangent, ctx.analyzes)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None, None], given: Tensor, *others: Any) -> tuple[Tensor, int]:
+        from_axis, to_axis = (0, 1) if others[1] else (1, 0)  # of the images
+        many = given.movedim(in_dims[0], from_axis).flatten(from_axis, from_axis + 1)
+        return _Linear.apply(many, *others).unflatten(to_axis, (info.batch_size, -1)), to_axis
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    return library_for_this_processor(SOURCE, (), FUNCTIONS, "the convolution's transforms")
+
+
+def _waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
+    """See `_find_waves`, a constant to torch.compile."""
+    return _find_waves(points, taps, outputs)
+
+
+# What torch.compiler.assume_constant_result does, less the seconds that its import of the compiler takes.
+_waves._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _find_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
+    """Maps with correlation(x, w) = inverseᵀ @ ((forward @ x) * (kernel @ w)), in float64.
+
+    A frequency that is its own conjugate takes one row; of each other pair one is taken, and its complex product
+    (a + ib)(c + id) from Gauss's three: c(a + b), a(d - c) and b(c + d), whose real part is the first less the
+    third and whose imaginary part is the first plus the second.
+    """
+    rows: tuple[list[Tensor], ...] = ([], [], [])
+    for frequency in product(range(points[0]), range(points[1])):
+        mirror = tuple(-f % n for f, n in zip(frequency, points, strict=True))
+        if mirror < frequency:
+            continue
+        cos, sin = _wave(frequency, points)  # at every place
+        if mirror == frequency:
+            new = [cos], [cos], [cos]
+        else:
+            new = [cos - sin, cos, -sin], [cos, sin - cos, cos + sin], [2 * (cos - sin), -2 * sin, -2 * cos]
+        for matrix, more in zip(rows, new, strict=True):
+            matrix.extend(more)
+    down, across = (_axis(n) for n in points)
+    whole = torch.kron(down, across)
+    maps = []
+    for matrix, (height, width) in zip(rows, (points, taps, outputs), strict=True):
+        mix = torch.linalg.solve(whole, torch.stack(matrix), left=False)
+        maps.append(Waves(down[:, :height], across[:, :width], mix.where(mix.abs() > 1e-9, 0)))
+    maps[2].mix /= points[0] * points[1]
+    return maps[0], maps[1], maps[2]
+
+
+def _wave(frequency: Sequence[int], points: Pair) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of one frequency at every point of a grid, row by row."""
+    down, across = (torch.arange(n, dtype=torch.float64) * f / n for n, f in zip(points, frequency, strict=True))
+    angle = 2 * pi * (down[:, None] + across).flatten()
+    return angle.cos(), angle.sin()
+
+
+def _axis(points: int) -> Tensor:
+    """The cosines and sines of all frequencies along an axis [points, points]; its rows are orthogonal."""
+    angles = torch.outer(torch.arange(points), torch.arange(points)).double() * (2 * pi / points)
+    return torch.cat([angles.cos()[: points // 2 + 1], angles.sin()[1 : (points + 1) // 2]])
+
+
+def _compressed(mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each row starts, and the places and values of what is not zero: int32, int32 and float32."""
+    kept = mix.nonzero()  # row by row
+    starts = F.pad((mix != 0).sum(dim=1).cumsum(dim=0), (1, 0))
+    return starts.int(), kept[:, 1].int().contiguous(), mix[tuple(kept.T)].float()
