@@ -1,51 +1,56 @@
-"""A strided convolution by the discrete Fourier transform, for processors without a fast bf16 product.
+"""A strided convolution, by Fourier transform where that is faster.
 
-The primary capsules' convolution (9x9, stride 2, 256 → 256 channels) is 94 % of a CapsNet's arithmetic. A stride of s
-splits it into s·s ordinary convolutions with kernels s times smaller, one a phase of the grid. A convolution of length
-n is a product of n Fourier coefficients, and those of real numbers come in conjugate pairs, each pair a complex product
-that Gauss makes of three real ones. For the paper's 20x20 grid that is 148 matrix products of [b, 1024] with
-[1024, 256] in place of the 36 · 81 of [b, 256] with [256, 256]: a fifth of the multiplications. The transform is
-orthogonal, so unlike Winograd's it costs no accuracy: tests hold it to at most twice the direct sum's float32 error.
+The primary capsules' convolution (9x9, stride 2, 256 → 256 channels) is 94 % of a CapsNet's arithmetic.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from capsnet.ops.fourier import fourier_conv2d, sizes
+from capsnet.ops.fourier import MOST, fourier_conv2d, is_compiled, product_dtype, sizes
 
-FEW, FEW_WITH_GRADIENT = 28, 16  # images, of which the transform of the weight alone costs more than another way
+
+class Overhead(NamedTuple):
+    """What the Fourier transforms cost, in units of their products."""
+
+    weight: float  # of the weight's transform, in images
+    channel: float  # of a channel's transform of the images, for each point along an axis, in channels
+
+
+# On a processor, by the dtype of the products and whether there are gradients. `benchmarks/convolution.py` measures
+# both ways over a list of shapes; a test holds the choice to what it found.
+OVERHEADS = {
+    (torch.bfloat16, True): Overhead(45, 2),
+    (torch.bfloat16, False): Overhead(85, 12),
+    (torch.float32, True): Overhead(45, 5),
+    (torch.float32, False): Overhead(60, 14),
+}
 
 
 def strided_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`torch.nn.functional.conv2d` without padding, by Fourier transform or as one matrix product where that is faster.
+    """`torch.nn.functional.conv2d` without padding, by Fourier transform where that is faster.
 
     images [b, c, h, w], weight [k, c, y, x], bias [k] → [b, k, (h - y) // stride + 1, (w - x) // stride + 1]
     """
-    if _direct_is_slow(images, weight, stride):
-        if len(images) >= (FEW_WITH_GRADIENT if torch.is_grad_enabled() else FEW):
-            return fourier_conv2d(images, weight, bias, stride)
-        if not torch.is_grad_enabled() and weight.is_contiguous(memory_format=torch.channels_last):
-            return _unfolded_conv2d(images, weight, bias, stride)
-    return F.conv2d(images, weight, bias, stride)
+    convolve = fourier_conv2d if _fourier_pays(images, weight, stride) else F.conv2d
+    return convolve(images, weight, bias, stride)
 
 
-def _unfolded_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """The same as one product with the weight as it lies in memory, channels last; shapes as in `strided_conv2d`."""
-    places = rearrange(images, "b c h w -> b h w c")
-    for axis, size in ((1, weight.shape[2]), (2, weight.shape[3])):
-        places = places.unfold(axis, size, stride)  # [b, h, w, c, y, x] in the end
-    patches = rearrange(places, "b h w c y x -> b h w (y x c)")
-    result = F.linear(patches, rearrange(weight, "k c y x -> k (y x c)"), bias)
-    return rearrange(result, "b h w k -> b k h w")
-
-
-def _direct_is_slow(images: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether there is a faster way than PyTorch's: for a processor, float32, a large kernel and many channels."""
-    if images.device.type != "cpu" or images.dtype not in (torch.float32, torch.bfloat16):
+def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
+    """Whether the transform saves more multiplications than the transforms cost."""
+    overhead = OVERHEADS.get((product_dtype(images), torch.is_grad_enabled()))
+    if images.device.type != "cpu" or overhead is None or not len(images):
         return False
-    (points, _, outputs), (k, c, y, x) = sizes(images, weight, stride), weight.shape
-    direct = outputs[0] * outputs[1] * y * x
-    products = 3 * points[0] * points[1] // 2 * stride * stride
-    return min(outputs) > 0 and min(k, c) >= 64 and max(points) <= 16 and direct >= 2 * products
+    compiled = is_compiled(images.shape[1], len(weight))
+    if not compiled and product_dtype(images) != torch.float32:
+        return False  # the transforms in float32 by matrix products take longer than the convolution
+    points, _, outputs = sizes(images, weight, stride)
+    if min(outputs) <= 0 or max(points) > MOST:
+        return False
+    direct = outputs[0] * outputs[1] * weight.shape[2] * weight.shape[3]  # multiplications for a pair of channels
+    fourier = 3 * points[0] * points[1] / 2 * stride * stride
+    channels = 1 / images.shape[1] + 1 / len(weight)
+    more = overhead.weight / len(images) + overhead.channel * max(points) * channels
+    return direct > 1.1 * fourier * (1 + more * (1 if compiled else 3))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from capsnet.ops import native, streaming
+from capsnet.ops import compiler, native, streaming
 from capsnet.ops.paths import routing_path
 from tests.ops.routes import PATHS
 
@@ -21,10 +21,10 @@ def nothing_compiled(monkeypatch, tmp_path):
     """A machine where nothing has been compiled yet, and its empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     native.compiled.cache_clear()
-    native._warn.cache_clear()
+    compiler._warn.cache_clear()
     yield tmp_path / "cache" / "capsnet" / "native"
     native.compiled.cache_clear()
-    native._warn.cache_clear()
+    compiler._warn.cache_clear()
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_the_fourier_convolution_multiplies_once_for_each_needed_gradient(needs,
 
 
 def test_an_attack_on_a_frozen_network_computes_no_weights_gradient_and_training_no_images():
-    network, images = CapsNet((1, 28, 28), conv_channels=64, primary_types=8), torch.rand(16, 1, 28, 28)
+    network, images = CapsNet((1, 28, 28), conv_channels=64, primary_types=8), torch.rand(32, 1, 28, 28)
     products = []
     for frozen in (True, False):
         network.requires_grad_(not frozen)
