@@ -100,10 +100,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, of_x: Tensor | None, of_w: Tensor | None) -> Tensor:
         x, w = ctx.saved_tensors
-        parts = [
-            torch.bmm(*pair) for pair in ((of_x, w.mT), (x, None if of_w is None else of_w.mT)) if None not in pair
-        ]
-        return sum(parts[1:], parts[0])
+        product = 0 if of_x is None else torch.bmm(of_x, w.mT)
+        return product if of_w is None else product + torch.bmm(x, of_w.mT)
 
 
 class Waves:
@@ -272,9 +270,9 @@ _waves._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _find_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
     """Maps with correlation(x, w) = inverseᵀ @ ((forward @ x) * (kernel @ w)), in float64.
 
-    A frequency that is its own conjugate takes one row. Of each other pair one is taken, and its complex product
-    (a + ib)(c + id) comes from a quadratic form at three angles t: q = (a cos t + b sin t)(c cos t + d sin t) is
-    half of |..| + Re cos 2t + Im sin 2t, so that Re and Im are 4/3 of the sums of q cos 2t and q sin 2t.
+    A frequency that is its own conjugate takes one row. Of each other pair one is taken, and the complex product
+    (a + ib)(c + id) = re + i im comes from three real ones: q(t) = (a cos t + b sin t)(c cos t + d sin t) is
+    (ac + bd + re cos 2t + im sin 2t) / 2, so re and im are 4/3 of the sums of q cos 2t and q sin 2t over the angles t.
     """
     rows: tuple[list[Tensor], ...] = ([], [], [])
     for frequency in product(range(points[0]), range(points[1])):
@@ -282,9 +280,9 @@ def _find_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, 
         if mirror < frequency:
             continue
         angle = _angle(frequency, points)
-        for turn in (0.0,) if mirror == frequency else (0.0, pi / 3, 2 * pi / 3):
-            scale = 1 if mirror == frequency else 8 / 3
-            new = (angle + turn).cos(), (angle - turn).cos(), scale * (angle + 2 * turn).cos()
+        turns, scale = ((0.0,), 1.0) if mirror == frequency else ((0.0, pi / 3, 2 * pi / 3), 8 / 3)
+        for t in turns:
+            new = (angle + t).cos(), (angle - t).cos(), scale * (angle + 2 * t).cos()
             for matrix, row in zip(rows, new, strict=True):
                 matrix.append(row)
     down, across = (_axis(n) for n in points)
