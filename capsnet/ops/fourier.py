@@ -100,8 +100,9 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, of_x: Tensor | None, of_w: Tensor | None) -> Tensor:
         x, w = ctx.saved_tensors
-        product = 0 if of_x is None else torch.bmm(of_x, w.mT)
-        return product if of_w is None else product + torch.bmm(x, of_w.mT)
+        products = [torch.bmm(of_x, w.mT)] if of_x is not None else []
+        products += [torch.bmm(x, of_w.mT)] if of_w is not None else []
+        return torch.stack(products).sum(dim=0)
 
 
 class Waves:
