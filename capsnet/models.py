@@ -19,7 +19,7 @@ from capsnet.checks import (
 from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
 from capsnet.inputs import check_images, check_labels, one_hot
-from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, channels_last
+from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, StridedConv2d
 from capsnet.ops.reference import Gradient
 
 Decoder = Literal["dense", "conv", "none"]
@@ -86,7 +86,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         )
         self.image_shape, self.classes, self.slope = image_shape, classes, slope
         self.grid = (height, width)  # of the primary capsules of one type
-        self.conv1 = channels_last(nn.Conv2d(image_shape[0], conv_channels, conv_kernel))
+        self.conv1 = StridedConv2d(image_shape[0], conv_channels, conv_kernel)
         self.primary_caps = PrimaryCaps(
             conv_channels, primary_types, primary_dim, primary_kernel, primary_stride, primary_scale
         )

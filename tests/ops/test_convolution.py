@@ -173,6 +173,20 @@ def test_the_transform_is_chosen_for_the_papers_network(chosen, dtype, autocast)
     assert chosen == [(32, 256, 20, 20)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("grid", "kernel", "stride"), [((28, 28), (9, 9), 1), ((11, 14), (3, 4), 3)])
+def test_of_images_of_one_channel_that_need_a_gradient_one_product_is_as_exact_as_the_direct_sum(
+    dtype, grid, kernel, stride
+):
+    images, weight, bias = inputs(4, 1, grid, 16, kernel, dtype)
+    exact = with_gradients(lambda *t: F.conv2d(*t, stride), images.double(), weight.double(), bias.double())
+    product = with_gradients(lambda *t: strided_conv2d(*t, stride), images, weight, bias)
+    direct = with_gradients(lambda *t: F.conv2d(*t, stride), images, weight, bias)
+    assert not torch.equal(product[1], direct[1])  # that it is not the direct sum itself
+    for name, truth, ours, its in zip(("result", "images", "weight", "bias"), exact, product, direct, strict=True):
+        assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean(), name
+
+
 @pytest.mark.parametrize(
     ("dtype", "b", "c", "k", "grid", "kernel"),
     [
