@@ -10,6 +10,8 @@ from capsnet.errors import InputError
 
 RoutingPath = Literal["twin", "streaming", "native", "triton"]
 FEW_VOTES = 1 << 20  # numbers of them that a processor keeps in less time than it makes them again
+FEW_VOTES_COMPILED = 1 << 16  # the same where compiled code makes them again, of images that fill a vector's lanes
+LANES = 16  # images side by side in the widest vectors
 FEW_IMAGES = 4  # which would fill few lanes of a vector, and whose votes take little beside the weight
 FEW_CHILDREN = 4  # which would be too few to share out among threads, and whose votes take little beside the parents
 _asked: RoutingPath | None = None  # of the whole process, since a device's backward pass has a thread of its own
@@ -48,9 +50,13 @@ def choose_path(children: Tensor, weight: Tensor) -> RoutingPath:
     if not _lacking("triton", children, weight):
         return "triton"
     votes = len(children) * weight.numel() // max(1, weight.shape[2])
-    if votes <= FEW_VOTES or len(children) <= FEW_IMAGES or len(weight) <= FEW_CHILDREN:
+    if votes <= FEW_VOTES_COMPILED or len(children) <= FEW_IMAGES or len(weight) <= FEW_CHILDREN:
         return "twin"
-    return "streaming" if _lacking("native", children, weight) else "native"
+    if votes <= FEW_VOTES and len(children) < LANES:
+        return "twin"
+    if not _lacking("native", children, weight):
+        return "native"
+    return "twin" if votes <= FEW_VOTES else "streaming"
 
 
 def passes_of(path: RoutingPath) -> type[Any]:
