@@ -133,7 +133,7 @@ def _compile(command: Sequence[str], path: Path) -> Path:
         raise CompilerError(f"{command[0]} ended with status {process.returncode}: {_line(said)}")
     if not path.is_file():
         raise CompilerError(f"{command[0]} ended without an error and without a library: {_line(said)}")
-    log.info("compiled routing for this processor in %.1f s", perf_counter() - start)
+    log.info("compiled %s for this processor in %.1f s", Path(command[-2]).name, perf_counter() - start)
     return path
 
 
@@ -152,7 +152,7 @@ def _kept(name: str) -> list[Path]:
                 log.info("%s is damaged and is compiled again", path)
                 path.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        log.info("the kept routing cannot be used: %s", error)
+        log.info("the kept libraries cannot be used: %s", error)
     return intact
 
 
@@ -161,7 +161,7 @@ def _keep(made: Path) -> None:
     try:
         _copy(made, _cache())
     except (OSError, RuntimeError) as error:  # it is full, read-only, a file, or has no place
-        log.info("the compiled routing cannot be kept: %s", error)
+        log.info("the compiled library cannot be kept: %s", error)
 
 
 def _copy(made: Path, folder: Path) -> None:
