@@ -177,10 +177,10 @@ def test_gradients_are_summed_over_the_iterations(t, call):
 
 
 @pytest.mark.parametrize("name", ["weighted_sum", "pull"])
-@pytest.mark.parametrize("programs", [1, 2, 100], ids=["no split", "uneven splits", "a split a tile"])
-def test_children_may_be_split_among_programs(name, programs, call):
+@pytest.mark.parametrize("splits", [1, 2, 100], ids=["no split", "uneven splits", "a split a tile"])
+def test_children_may_be_split_among_programs(name, splits, call):
     args = inputs(2, 33, 1, 8, 3)[name]  # five tiles of children, the last with one child
-    torch.testing.assert_close(call(name, *args, PROGRAMS=programs), twins(name, *args))
+    torch.testing.assert_close(call(name, *args, SPLITS=splits), twins(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
