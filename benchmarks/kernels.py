@@ -1,10 +1,10 @@
 """Compiles the kernels of routing for an H100 (sm_90), without one: registers, spills, shared memory and instructions.
 
 python benchmarks/kernels.py             prints a table and writes results/kernels/sm_90.json
-python benchmarks/kernels.py --quick     one shape; what it writes goes to build/
+python benchmarks/kernels.py --quick     one shape and dtype; what it writes goes to build/
 
-Takes a minute. Needs Triton, which brings its assembler and disassembler; nothing is run. `slots` is how many programs
-132 multiprocessors hold at once by their registers, shared memory, warps and programs.
+Takes two minutes. Needs Triton, which brings its assembler and disassembler; nothing is run. `slots` is how many
+programs 132 multiprocessors hold at once by their registers, shared memory and warps.
 """
 
 import re
@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,25 @@ from running import places, words
 from triton.backends.compiler import GPUTarget
 
 from capsnet.benchmarks.bench import keep
+from capsnet.benchmarks.report import kernel_table, markdown
+from capsnet.benchmarks.routing import PAPER
+from capsnet.benchmarks.ways import Shape
 from capsnet.hardware import environment
 from capsnet.ops import kernels
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NAMES = tuple(name for name, found in vars(kernels).items() if getattr(found, "do_not_specialize", None))
+OPTIONAL = ("agreed", "prior", "grad", "to_agreed")
 MULTIPROCESSORS = 132
 REGISTERS, SHARED, WARPS, PROGRAMS = 65_536, 227 << 10, 64, 32  # of a multiprocessor
 RESERVED = 1 << 10  # bytes of shared memory that each program takes besides its own
 GRANULE = 256  # registers that a warp is given at once
 ITERATIONS = 3
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
-PAPER = (128, 1152, 10, 8, 16)
-SHAPES = (PAPER, (1, 1152, 10, 8, 16), (8, 1152, 1000, 8, 16), (128, 7, 3, 5, 8), (2, 1153, 3, 33, 33))
+SHAPES = (
+    *(PAPER, Shape(1, 1152, 10), Shape(8, 1152, 1000), Shape(128, 7, 3, 5, 8), Shape(128, 1152, 10, 16, 16)),
+    *(Shape(128, 1152, 10, 16, 32), Shape(2, 1153, 3, 33, 33)),
+)
 
 
 class Target:
@@ -55,14 +62,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel in place of whose launch there is the program that would have run."""
+    """A launch that did not happen, with what was compiled for it."""
 
     kernel: str
+    given: tuple[str, ...]  # of the tensors that a kernel may do without, those that it got
     programs: int
     compiled: Any
 
 
-class Compiled:
+class Compiler:
     """In a kernel's place, compiles what is launched, and keeps it."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
@@ -73,25 +81,30 @@ class Compiled:
 
         def compile_instead(*args: Any, **options: Any) -> None:
             compiled = self.kernel.warmup(*args, grid=grid, **options)
-            self.launches.append(Launch(self.__name__.strip("_"), grid[0], compiled))
+            named = zip(self.kernel.arg_names, args, strict=False)
+            given = tuple(name for name, of in named if name in OPTIONAL and of is not None)
+            self.launches.append(Launch(self.__name__.strip("_"), given, grid[0], compiled))
 
         return compile_instead
 
 
 @contextmanager
 def compiling() -> Iterator[list[Launch]]:
-    """Have `kernels` compile for an H100 what it would launch: the launches, as they come."""
+    """Have `kernels` compile for an H100 what it would launch: the launches, as they come.
+
+    Triton keeps the target, so the process can launch no kernel afterwards.
+    """
     launches: list[Launch] = []
     found = {name: getattr(kernels, name) for name in NAMES}
     triton.runtime.driver.set_active(Target())
-    vars(kernels).update({name: Compiled(kernel, launches) for name, kernel in found.items()})
+    vars(kernels).update({name: Compiler(kernel, launches) for name, kernel in found.items()})
     try:
         yield launches
     finally:
         vars(kernels).update(found)
 
 
-def route_and_back(shape: tuple[int, ...], dtype: torch.dtype, prior: bool, iterations: int = ITERATIONS) -> None:
+def route_and_back(shape: Shape, dtype: torch.dtype, prior: bool, iterations: int = ITERATIONS) -> None:
     """Every step of routing forward and backward with `kernels.Passes`."""
     b, i, j, d, e = shape
     exact = torch.promote_types(dtype, torch.float32)
@@ -109,35 +122,54 @@ def route_and_back(shape: tuple[int, ...], dtype: torch.dtype, prior: bool, iter
 
 
 def measure(compiled: Any) -> dict[str, int]:
-    """Registers and bytes of spills of a thread, bytes of shared memory and warps of a program, instructions, slots."""
+    """Registers and bytes of spills of a thread, bytes of shared memory and warps of a program, and slots."""
+    usage = _dump(compiled, "--dump-resource-usage")
+    registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    by_registers = REGISTERS // (-(-registers * 32 // GRANULE) * GRANULE * warps)
+    slots = MULTIPROCESSORS * min(by_registers, SHARED // (shared + RESERVED), WARPS // warps, PROGRAMS)
+    return {"registers": registers, "spills": stack, "shared": shared, "warps": warps, "slots": slots}
+
+
+def instructions(compiled: Any) -> int:
+    """Instructions of a program."""
+    return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", _dump(compiled, "-sass"), re.MULTILINE))
+
+
+def _dump(compiled: Any, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([TOOL, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "-sass")
-        )
-    registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", code, re.MULTILINE))
-    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-    by_registers = REGISTERS // (-(-registers * 32 // GRANULE) * GRANULE * warps)
-    each = min(by_registers, SHARED // (shared + RESERVED), WARPS // warps, PROGRAMS)
-    found = {"registers": registers, "spills": stack, "shared": shared, "warps": warps, "instructions": instructions}
-    return found | {"slots": MULTIPROCESSORS * each}
+        return subprocess.run([TOOL, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def rows(shapes: tuple[tuple[int, ...], ...]) -> Iterator[dict[str, Any]]:
-    """What each kernel takes at each of the shapes, with and without a prior, those of one program once."""
-    for shape in shapes:
-        for dtype in DTYPES:
-            seen = set()
-            for prior in (False, True):
-                with compiling() as launches:
-                    route_and_back(shape, dtype, prior)
-                for launch in launches:
-                    key = launch.kernel, launch.programs, launch.compiled.hash
-                    if key not in seen:
-                        seen.add(key)
-                        about = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "prior": prior}
-                        counts = {"kernel": launch.kernel, "programs": launch.programs}
-                        yield about | counts | measure(launch.compiled)
+def launched(shape: Shape, dtype: torch.dtype, prior: bool) -> Iterator[tuple[dict[str, Any], Any]]:
+    """What each kernel takes at a shape, and its program; what is launched twice is there once."""
+    with compiling() as launches:
+        route_and_back(shape, dtype, prior)
+    about = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "prior": prior}
+    for (kernel, given, programs, _), compiled in {
+        (launch.kernel, launch.given, launch.programs, launch.compiled.hash): launch.compiled for launch in launches
+    }.items():
+        yield about | {"kernel": kernel, "given": list(given), "programs": programs} | measure(compiled), compiled
+
+
+def main() -> None:
+    """Compile everything, print what the paper's shape takes, and write all of it."""
+    asked = words(__doc__).parse_args()
+    shapes, dtypes = ((PAPER,), DTYPES[:1]) if asked.quick else (SHAPES, DTYPES)
+    folder, _ = places("kernels", asked.quick, asked.folder)
+    about = {"environment": environment(torch.device("cpu")), "quick": asked.quick, "triton": triton.__version__}
+    rows = [
+        row | {"instructions": instructions(compiled)}
+        for each in product(shapes, dtypes, (False, True))
+        for row, compiled in launched(*each)
+    ]
+    results = about | {"iterations": ITERATIONS, "rows": rows}
+    print(markdown(kernel_table(results)))
+    keep(folder / "kernels" / "sm_90.json", results)
+    print(folder / "kernels" / "sm_90.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -81,6 +81,18 @@ def _route(pickled):
     return pickle.dumps([t.cpu() for t in results])
 
 
+def _route_laid_out(pickled):
+    from capsnet.ops import kernels
+
+    tensors, depth_first = pickle.loads(pickled)
+    kept = kernels.DEPTH_FIRST
+    kernels.DEPTH_FIRST = (torch.float64,) if depth_first else ()
+    try:
+        return _route(pickle.dumps((tensors, {})))
+    finally:
+        kernels.DEPTH_FIRST = kept
+
+
 def _largest(pickled):
     with LargestTensor() as largest:
         _call(pickled)
@@ -168,6 +180,30 @@ def test_a_gradient_that_is_not_needed_is_not_computed_and_the_others_have_the_s
     found, together = call("gradients", *args, True, needs), call("gradients", *args)
     for ours, expected, need in zip(found, together, needs, strict=True):
         assert torch.equal(ours, expected) if need else ours is None
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2, 3), (33, 9, 2, 8, 16), (2, 2, 2, 33, 33)], ids=str)
+def test_rows_that_list_depth_before_children_give_the_same(name, shape, call):
+    args = inputs(*shape)[name]
+    found = call(name, *args, DEPTH_FIRST=(torch.float64,))
+    for ours, expected in zip(found, call(name, *args), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+LISTED = [  # every d and e of the list of shapes that benchmarks/routing.py measures, and its counts
+    *((3, 9, 3, d, e) for d, e in product((1, 5, 8, 16, 33), repeat=2)),
+    *((b, i, j, 8, 16) for b, i, j in product((3, 16), (1, 7), (1, 3, 17)) if (b, i, j) != (3, 7, 3)),
+]
+
+
+@pytest.mark.parametrize("depth_first", [False, True], ids=["children first", "depth first"])
+def test_routing_is_the_twins_at_every_size_of_the_benchmarks(depth_first, worker):
+    """The list's 1,153 children and 1,000 parents take the interpreter hours: 9 and 17 of them fill the same tiles."""
+    for shape in LISTED:
+        tensors = arguments(shape, "prior", "bias") if shape[0] == 16 else arguments(shape)
+        found = _in(worker, _route_laid_out, tensors, depth_first)
+        torch.testing.assert_close(found, by(routed_twin, tensors), msg=lambda said, at=shape: f"{at}: {said}")
 
 
 @pytest.mark.parametrize("t", [2, 3])
