@@ -1,33 +1,42 @@
 #!/usr/bin/env bash
-# Tests and measures what needs a GPU, in one go of less than nine minutes, on a bare machine without a network.
+# Tests and measures what needs a GPU, in three goes of less than nine minutes each, on a bare machine without a network.
 #
-#   bash benchmarks/gpu.sh
+#   bash benchmarks/gpu.sh kernels     the tests of the kernels, of routing by them and of recorded steps
+#   bash benchmarks/gpu.sh speed       the measurements of routing, training and the time to an accuracy
+#   bash benchmarks/gpu.sh accuracy    long trainings, seeds 0, 1 and 2 after one another; called again, goes on with them
 #
-# Wants Python 3.12, torch 2.11, triton 3.6, a C compiler and a GPU; without one the kernels run under Triton's
-# interpreter and the benchmarks on small sizes. Each part has its own limit, and one that fails does not keep the
-# others from running; they are named at the end, and the exit status is how many they were.
+# Without an argument: all three, one after the other. Wants Python 3.12, torch 2.11, triton 3.6, a C compiler and a GPU;
+# without one the kernels run under Triton's interpreter, and everything else on small sizes. Each part has its own limit,
+# and one that fails does not keep the others from running; they are named at the end, and the exit status is how many
+# they were.
 #
-# CAPSNET_DATA  the folder of MNIST's files; without it the bundled digits stand in for the time to an accuracy
-# OUT           where the JSON goes: routing/cuda.json and so on, and parts.json, how each part ended. If it is not set
-#               that is build/, but what a GPU measured goes to results/
+# CAPSNET_DATA  the folder of MNIST's files; without it the bundled digits stand in where a network is trained
+# OUT           where everything goes: routing/cuda.json and so on, runs/ with weights and checkpoints, mnist-fast-0.json
+#               and so on, and parts-kernels.json and so on, how each part ended. If it is not set that is build/, but
+#               JSON that a GPU measured goes to results/
+# EPOCHS        of each long training: 60 if it is not set, 3 without a GPU
 # PYTHON        python3 if it is not set
-# WHEELS        a folder of wheels with what the machine lacks: all of these, where it has torch alone. With
+# WHEELS        a folder of wheels with what the machine lacks, which the script names. With
 #               for="--only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64"
 #               they come, where there is a network, from
-#               pip download --dest wheels $for --no-deps lightning-fabric lightning-utilities
-#               pip download --dest wheels $for einops filelock fsspec huggingface-hub matplotlib pooch pydantic pytest pytest-xdist rich \
-#                   safetensors scikit-learn tensorboard tyro
+#               pip download --dest wheels $for --no-deps --requirement benchmarks/gpu-wheels.txt
+#               of which what is there may be left out: most of their size is scipy, scikit-learn, matplotlib and grpcio
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
+groups=("$@")
+[ $# -gt 0 ] || groups=(kernels speed accuracy)
+for group in "${groups[@]}"; do
+  case "$group" in kernels | speed | accuracy) ;; *) echo "$group is none of kernels, speed, accuracy" >&2; exit 2 ;; esac
+done
 to=()
 if [ -n "${OUT:-}" ]; then
-  mkdir -p "$OUT" && to=(--folder "$(cd "$OUT" && pwd)") || exit
+  mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) && to=(--folder "$OUT") || exit
 fi
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 export PYTHONPATH="$PWD:$site" PYTHONUNBUFFERED=1
-parts=() failed=()
+parts=() failed=() count=0
 
 part() { # name, seconds at most, command
   local name=$1 limit=$2 start=$SECONDS status
@@ -36,6 +45,7 @@ part() { # name, seconds at most, command
   timeout --kill-after=10 "$limit" "$@"
   status=$?
   parts+=("{\"part\": \"$name\", \"seconds\": $((SECONDS - start)), \"limit\": $limit, \"status\": $status}")
+  count=$((count + 1))
   [ "$status" -eq 0 ] || failed+=("$name ($([ "$status" -eq 124 ] && echo "over $limit s" || echo "status $status"))")
 }
 
@@ -44,10 +54,20 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 # The package lies on the path uninstalled; what asks for its version finds it here.
 "$PYTHON" - "$site" <<'PROGRAM' || exit
-import sys, tomllib
+import re, sys, tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+lacking = []
+for needed in (*project["dependencies"], "pytest"):
+    name = re.match(r"[\w.-]+", needed)[0]
+    try:
+        version(name)
+    except PackageNotFoundError:
+        lacking.append(name)
+if lacking:
+    sys.exit(f"this Python lacks {', '.join(lacking)}: give a folder of wheels in WHEELS")
 about = Path(sys.argv[1], f"capsnet-{project['version']}.dist-info")
 about.mkdir()
 (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: capsnet\nVersion: {project['version']}\n")
@@ -56,27 +76,50 @@ device=$("$PYTHON" -c 'import torch; print("cuda" if torch.cuda.is_available() e
 # Versions that are not those of constraints.txt may warn of what the tests' own would not.
 test=("$PYTHON" -m pytest -q -W default -p no:cacheprovider)
 
-if [ "$device" = cuda ]; then
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-  "$PYTHON" -c 'import xdist' 2>/dev/null && test+=(-n 8)
-  part kernels 120 "${test[@]}" tests/ops/test_kernels.py
-  part paths 60 "${test[@]}" tests/ops -k triton
-  part steps 40 "${test[@]}" tests/test_steps.py
-  part routing 110 "$PYTHON" benchmarks/routing.py "${to[@]}"
-  part training 90 "$PYTHON" benchmarks/training.py "${to[@]}"
-  [ -n "${CAPSNET_DATA:-}" ] || to+=(--quick)
-  part epoch_to_accuracy 100 "$PYTHON" benchmarks/epoch_to_accuracy.py "${to[@]}"
-else
-  echo "there is no GPU: the kernels run under Triton's interpreter, the benchmarks on small sizes"
-  part kernels 120 "${test[@]}" tests/ops/test_kernels.py -k "split or empty or layout"
-  part steps 120 "${test[@]}" tests/test_steps.py
-  for name in routing training epoch_to_accuracy; do
-    part "$name" 120 "$PYTHON" "benchmarks/$name.py" --quick "${to[@]}"
-  done
-fi
+kernels() {
+  if [ "$device" = cuda ]; then
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    "$PYTHON" -c 'import xdist' 2>/dev/null && test+=(-n 8)
+    part kernels 250 "${test[@]}" tests/ops/test_kernels.py
+    part paths 130 "${test[@]}" tests/ops -k "triton and not sm90"
+    part steps 110 "${test[@]}" tests/test_steps.py
+  else
+    part kernels 120 "${test[@]}" tests/ops/test_kernels.py -k "split or empty or layout"
+    part steps 120 "${test[@]}" tests/test_steps.py
+  fi
+}
 
-mkdir -p "${OUT:=build}"
-(IFS=,; printf '{"device": "%s", "parts": [%s]}\n' "$device" "${parts[*]}") >"$OUT/parts.json"
-printf '\n%s parts in %s s; ' "${#parts[@]}" "$SECONDS"
+speed() {
+  local quick=(--quick)
+  [ "$device" = cuda ] && quick=()
+  part routing 270 "$PYTHON" benchmarks/routing.py "${quick[@]}" "${to[@]}"
+  part training 120 "$PYTHON" benchmarks/training.py "${quick[@]}" "${to[@]}"
+  [ -n "${CAPSNET_DATA:-}" ] || quick=(--quick)
+  part epoch_to_accuracy 100 "$PYTHON" benchmarks/epoch_to_accuracy.py "${quick[@]}" "${to[@]}"
+}
+
+accuracy() {
+  local data=mnist recipe=fast seeds=(0 1 2) folder=${OUT:-results} runs=${OUT:-build}/runs epochs=${EPOCHS:-60}
+  [ -n "${CAPSNET_DATA:-}" ] || { data=digits recipe=digits; }
+  [ "$device" = cuda ] || { data=digits recipe=digits seeds=(0) folder=${OUT:-build} epochs=${EPOCHS:-3}; }
+  mkdir -p "$runs" "$folder"
+  for seed in "${seeds[@]}"; do
+    local name=$data-$recipe-$seed
+    local options=(--recipe "$recipe" --epochs "$epochs" --seed "$seed")
+    [ ! -e "$runs/$name/recipe.json" ] || options=(--resume)
+    [ -e "$runs/$name/results.json" ] ||
+      part "$name" 165 "$PYTHON" -c 'from capsnet.cli import main; main()' train "$data" --run "$runs/$name" "${options[@]}"
+    [ ! -e "$runs/$name/results.json" ] || cp "$runs/$name/results.json" "$folder/$name.json"
+  done
+}
+
+[ "$device" = cuda ] || echo "there is no GPU: the kernels run under Triton's interpreter, all else on small sizes"
+mkdir -p "${OUT:-build}"
+for group in "${groups[@]}"; do
+  parts=()
+  "$group"
+  (IFS=,; printf '{"device": "%s", "parts": [%s]}\n' "$device" "${parts[*]}") >"${OUT:-build}/parts-$group.json"
+done
+printf '\n%s parts in %s s; ' "$count" "$SECONDS"
 [ "${#failed[@]}" -eq 0 ] && echo "all went well" || (IFS=,; echo "failed: ${failed[*]}")
 exit "${#failed[@]}"

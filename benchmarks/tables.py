@@ -13,7 +13,7 @@ from typing import Any
 
 from capsnet.benchmarks.goals import Results
 from capsnet.benchmarks.pictures import draw
-from capsnet.benchmarks.report import goals_by_device, machine, markdown, tables
+from capsnet.benchmarks.report import goals_by_device, kernel_table, machine, markdown, tables
 from capsnet.robustness.intervals import wilson
 
 ROOT = Path(__file__).parent.parent
@@ -210,6 +210,9 @@ def speed_in_full(measured: dict[str, dict[str, Results]]) -> str:
         for device, results in measured[name].items():
             made += f"\n## {title}: {device}\n{machine(results)}\n"
             made += "".join(f"\n{markdown(table)}" for table in tables(name, results))
+    for path in sorted((ROOT / "results" / "kernels").glob("*.json")):
+        results = json.loads(path.read_text())
+        made += f"\n## Kernels: {path.stem}\n{machine(results)}\n\n{markdown(kernel_table(results))}"
     return made
 
 

@@ -64,6 +64,26 @@ def goal_table(name: str, results: Results) -> Table:
     return Table("Goals for two processor cores", ("what", "goal", "measured", "verdict"), rows)
 
 
+def kernel_table(results: Results) -> Table:
+    """What the kernels take of a multiprocessor at the first shape, without a prior."""
+    first = results["rows"][0]["shape"]
+    rows, dtype = [], ""
+    for row in results["rows"]:
+        if row["shape"] == first and not row["prior"]:
+            name = row["kernel"] + (f" ({', '.join(row['given'])})" if row["given"] else "")
+            counts = (row[name] for name in ("registers", "spills", "instructions"))
+            shared = f"{row['shared'] / 1024:.0f}"
+            slots = f"{row['programs']:,} : {row['slots']:,}"
+            rows.append((row["dtype"] * (row["dtype"] != dtype), name, *map(str, counts), shared, slots))
+            dtype = row["dtype"]
+    title = (
+        f"Kernels compiled by Triton {results['triton']} for sm_90, {' · '.join(map(str, first))}: what a thread has, "
+        "and how many programs there are to those that an H100 runs at once; in brackets the tensors that a kernel got"
+    )
+    head = ("dtype", "kernel", "registers", "spilled bytes", "instructions", "shared KiB", "programs : slots")
+    return Table(title, head, rows)
+
+
 def goals_by_device(measured: dict[str, dict[str, Results]]) -> Table:
     """The goals of routing and training beside what each device reached: measured[name][device]."""
     rows = []

@@ -47,6 +47,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     children, weight, prior, _, _, ctx.leaky, ctx.through = inputs
     ctx.save_for_backward(children, weight, prior, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros are made for it
 
 
 def _backward(gradients: Callable[..., Any], ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

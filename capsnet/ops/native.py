@@ -14,9 +14,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
+from capsnet.ops import passes
 from capsnet.ops.compiler import address, aligned, library_for_this_processor
+from capsnet.ops.passes import Gradients
 from capsnet.ops.squash import sum_dtype
-from capsnet.ops.streaming import Gradients, empty_gradients
+from capsnet.ops.streaming import empty_gradients
 
 SOURCE = Path(__file__).with_suffix(".c")
 FUNCTIONS = ("lanes", "scratch_size", "even_sum", "weighted_sum", "gradients")
@@ -29,10 +31,11 @@ class Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("children", "parents", "blocks", "leaky", "workers")]
 
 
-class Passes:
-    """The passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior [i, j]."""
+class Passes(passes.Passes):
+    """See `passes.Passes`."""
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
+        super().__init__(weight, prior, leaky)
         exact = sum_dtype(children)
         self.weight = aligned(weight.to(exact))
         self.prior = None if prior is None else aligned(prior.to(exact))
@@ -46,23 +49,23 @@ class Passes:
         self.shape = Shape(i, weight.shape[1], blocks, leaky, min(torch.get_num_threads(), i, most))
 
     def even_sum(self) -> Tensor:
-        """See `streaming.Passes.even_sum`."""
+        """See `passes.Passes.even_sum`."""
         sums = self._empty_sums()
         self._call("even_sum", self.x, self.weight, sums)
         return self._in_rows(sums.sum(dim=0))  # over workers
 
     def weighted_sum(self, agreed: Tensor) -> Tensor:
-        """See `streaming.Passes.weighted_sum`."""
+        """See `passes.Passes.weighted_sum`."""
         return self._sum(agreed, None)
 
     def pull(self, agreed: Tensor, grad: Tensor) -> Tensor:
-        """See `streaming.Passes.pull`."""
+        """See `passes.Passes.pull`."""
         return self._sum(agreed, self._in_lanes(grad))
 
     def gradients(
         self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool, needs: Sequence[bool]
     ) -> Gradients:
-        """See `streaming.Passes.gradients`."""
+        """See `passes.Passes.gradients`."""
         times, (agreed, grad) = len(grad), (self._in_lanes(many) for many in (agreed, grad))
         even = None if even is None else self._in_lanes(even)
         given = self.x, self.weight, agreed, self.prior, grad, even

@@ -1,12 +1,13 @@
 """Which path routing takes: the fastest that the hardware and the shapes allow, or one that a test asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.ops.passes import Steps
 
 RoutingPath = Literal["twin", "streaming", "native", "triton"]
 FEW_VOTES = 1 << 20  # numbers of them that a processor keeps in less time than it makes them again
@@ -59,7 +60,7 @@ def choose_path(children: Tensor, weight: Tensor) -> RoutingPath:
     return "twin" if votes <= FEW_VOTES else "streaming"
 
 
-def passes_of(path: RoutingPath) -> type[Any]:
+def passes_of(path: RoutingPath) -> Callable[..., Steps]:
     """The class of the passes of a path that is not the twin."""
     if path == "triton":
         from capsnet.ops import kernels as module

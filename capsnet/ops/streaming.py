@@ -18,12 +18,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from capsnet.ops import passes
+from capsnet.ops.passes import Gradients
 from capsnet.ops.squash import sum_dtype
 
 CACHE = 1 << 20  # numbers of a tile, over parents, images, children and their axis d
 COPIED = 1 << 24  # numbers of the weight that are laid out anew at a time
 LEAST = 16  # children in a tile, of which a product should have some
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # for children, weight and prior
 
 
 class Tile(NamedTuple):
@@ -36,23 +37,20 @@ class Tile(NamedTuple):
     prior: Tensor | None  # [j, 1, i]
 
 
-class Passes:
-    """The passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior [i, j].
-
-    `leaky` gives the children an orphan class. Sums, logits and gradients are in float32, or in float64 for such
-    children.
-    """
+class Passes(passes.Passes):
+    """See `passes.Passes`."""
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
+        super().__init__(weight, prior, leaky)
         self.children, self.weight, self.prior, self.leaky = children, weight, prior, leaky
         self.exact = sum_dtype(children)
 
     def even_sum(self) -> Tensor:
-        """Σ_i û_ij [b, j, e]."""
+        """See `passes.Passes.even_sum`."""
         return sum_evenly(self.children, self.weight)
 
     def weighted_sum(self, agreed: Tensor) -> Tensor:
-        """s_j = Σ_i c_ij û_ij [b, j, e], where the logits are prior_ij + û_ij·V_j and V is `agreed` [b, j, e]."""
+        """See `passes.Passes.weighted_sum`."""
         agreed = rearrange(agreed, "b j e -> j b e").to(self.children.dtype)
         total = torch.zeros_like(agreed, dtype=self.exact)
         for tile in self._tiles():
@@ -61,7 +59,7 @@ class Passes:
         return rearrange(total, "j b e -> b j e")
 
     def pull(self, agreed: Tensor, grad: Tensor) -> Tensor:
-        """The gradient for `agreed` [b, j, e] of a weighted sum whose own gradient is `grad` [b, j, e]."""
+        """See `passes.Passes.pull`."""
         agreed, grad = (rearrange(t, "b j e -> j b e").to(self.children.dtype) for t in (agreed, grad))
         total = torch.zeros_like(agreed, dtype=self.exact)
         for tile in self._tiles():
@@ -73,12 +71,7 @@ class Passes:
     def gradients(
         self, agreed: Tensor, grad: Tensor, even: Tensor | None, through: bool, needs: Sequence[bool]
     ) -> Gradients:
-        """The gradients for children, weight and prior of weighted sums whose own gradients are `grad`.
-
-        agreed and grad [t, b, j, e] are those of t iterations; `even` [b, j, e] is that of `even_sum`. Without
-        `through` the agreement is a constant, so that only the prior has a gradient through the couplings. `needs` says
-        which of the three are computed; the others are None.
-        """
+        """See `passes.Passes.gradients`."""
         agreed, grad = (rearrange(t, "t b j e -> t j b e").to(self.children.dtype) for t in (agreed, grad))
         results = empty_gradients((self.children, self.weight, self.prior), needs, self.exact)
         grad_children, grad_weight, grad_prior = (None if t is None else t.zero_() for t in results)

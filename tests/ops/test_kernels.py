@@ -3,6 +3,7 @@
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
@@ -25,8 +26,16 @@ FUNCTIONS = ("weighted_sum", "pull", "gradients")
 
 @pytest.fixture(scope="module")
 def worker():
-    """A process for the kernels: Triton asks whether to interpret as it is imported, and then for the whole process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(GPU,)) as pool:
+    """Where the kernels run: here on a GPU, so that large tensors stay where they are, and else in a process.
+
+    Triton asks whether to interpret as it is imported, and then for the whole process.
+    """
+    if GPU:
+        _fill_with_nan()
+        yield None
+        torch.use_deterministic_algorithms(False)
+        return
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_interpret) as pool:
         yield pool
 
 
@@ -37,28 +46,45 @@ def call(worker):
 
 
 def _in(worker, function, *args):
-    return pickle.loads(worker.submit(function, pickle.dumps(args)).result())
+    return (
+        function(*args)
+        if worker is None
+        else pickle.loads(worker.submit(_there, function, pickle.dumps(args)).result())
+    )
 
 
-def _start(gpu):
-    if not gpu:
-        os.environ["TRITON_INTERPRET"] = "1"
+def _there(function, args):
+    return pickle.dumps(function(*pickle.loads(args)))
+
+
+def _interpret():
+    os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)  # fills memory with NaN where nothing has been written yet
+    _fill_with_nan()
 
 
-def _call(pickled):
+def _fill_with_nan():
+    torch.use_deterministic_algorithms(True)  # which does it where nothing has been written yet
+
+
+@contextmanager
+def _with(constants):
+    """The kernels' module, with other constants."""
     from capsnet.ops import kernels
 
-    name, args, constants = pickle.loads(pickled)
     kept = {constant: getattr(kernels, constant) for constant in constants}
     vars(kernels).update(constants)
     try:
-        result = getattr(kernels, name)(*(_placed(t) if isinstance(t, torch.Tensor) else t for t in args))
+        yield kernels
     finally:
         vars(kernels).update(kept)
+
+
+def _call(name, args, constants):
+    with _with(constants) as kernels:
+        result = getattr(kernels, name)(*(_placed(t) if isinstance(t, torch.Tensor) else t for t in args))
     results = result if isinstance(result, tuple) else (result,)
-    return pickle.dumps([t if t is None else t.cpu() for t in results])
+    return [t if t is None else t.cpu() for t in results]
 
 
 def _placed(tensor):
@@ -70,21 +96,21 @@ def _placed(tensor):
     return sea[256:-256].view(tensor.shape).copy_(tensor)
 
 
-def _route(pickled):
+def _route(tensors, options, constants):
     from capsnet.ops import paths
     from capsnet.ops.routing import route
 
-    paths._lacking_triton = lambda *_: ""  # the interpreter stands in for the device
-    tensors, options = pickle.loads(pickled)
-    with paths.routing_path("triton"):
+    if not GPU:
+        paths._lacking_triton = lambda *_: ""  # the interpreter stands in for the device
+    with _with(constants), paths.routing_path("triton"):
         results = by(route, {name: _placed(t) for name, t in tensors.items()}, **options)
-    return pickle.dumps([t.cpu() for t in results])
+    return [t.cpu() for t in results]
 
 
-def _largest(pickled):
+def _largest(name, args):
     with LargestTensor() as largest:
-        _call(pickled)
-    return pickle.dumps(largest.nbytes)
+        _call(name, args, {})
+    return largest.nbytes
 
 
 def twin(children, weight, agreed, prior, leaky):
@@ -159,7 +185,7 @@ def test_every_kind_of_logits_is_the_twins(name, agreed, prior, leaky, call):
 def test_routing_by_the_kernels_is_the_twins(iterations, extras, gradient, worker):
     tensors = arguments((2, 3, 2, 5, 3), *extras)
     options = {"iterations": iterations, "gradient": gradient, "leaky": True}
-    torch.testing.assert_close(_in(worker, _route, tensors, options), by(routed_twin, tensors, **options))
+    torch.testing.assert_close(_in(worker, _route, tensors, options, {}), by(routed_twin, tensors, **options))
 
 
 @pytest.mark.parametrize("needs", list(product([False, True], repeat=3)), ids=str)
@@ -170,6 +196,36 @@ def test_a_gradient_that_is_not_needed_is_not_computed_and_the_others_have_the_s
         assert torch.equal(ours, expected) if need else ours is None
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2, 3), (33, 9, 2, 8, 16), (2, 2, 2, 33, 33)], ids=str)
+def test_rows_that_list_depth_before_children_give_the_same(name, shape, call):
+    args = inputs(*shape)[name]
+    found = call(name, *args, DEPTH_FIRST=(torch.float64,))
+    for ours, expected in zip(found, call(name, *args), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+# The list of shapes that benchmarks/routing.py measures, scaled for the interpreter: every d and e, with children and
+# parents that fill one tile and begin another, and every combination of its counts with 7 and 17 in the place of 1,153
+# children and 1,000 parents, which it would take hours for.
+SIZES = [(2, 9, 2, d, e) for d, e in product((1, 5, 8, 16, 33), repeat=2)]
+COUNTS = [(b, i, j, 8, 16) for b, i, j in product((3, 16), (1, 7), (1, 3, 17))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shapes", "depth_first"), [(SIZES, False), (SIZES, True), (COUNTS, False)], ids=["sizes", "depth first", "counts"]
+)
+def test_routing_is_the_twins_at_the_shapes_of_the_benchmarks(shapes, depth_first, worker):
+    for shape in shapes:
+        tensors = arguments(shape)
+        dtypes = (torch.float64,) if depth_first else ()
+        found = _in(worker, _route, tensors, {"iterations": 2}, {"DEPTH_FIRST": dtypes})
+        torch.testing.assert_close(
+            found, by(routed_twin, tensors, iterations=2), msg=lambda said, at=shape: f"{at}: {said}"
+        )
+
+
 @pytest.mark.parametrize("t", [2, 3])
 def test_gradients_are_summed_over_the_iterations(t, call):
     args = inputs(2, 3, 2, 2, 3, t=t)["gradients"]
@@ -177,10 +233,10 @@ def test_gradients_are_summed_over_the_iterations(t, call):
 
 
 @pytest.mark.parametrize("name", ["weighted_sum", "pull"])
-@pytest.mark.parametrize("programs", [1, 2, 100], ids=["no split", "uneven splits", "a split a tile"])
-def test_children_may_be_split_among_programs(name, programs, call):
+@pytest.mark.parametrize("splits", [1, 2, 100], ids=["no split", "uneven splits", "a split a tile"])
+def test_children_may_be_split_among_programs(name, splits, call):
     args = inputs(2, 33, 1, 8, 3)[name]  # five tiles of children, the last with one child
-    torch.testing.assert_close(call(name, *args, PROGRAMS=programs), twins(name, *args))
+    torch.testing.assert_close(call(name, *args, SPLITS=splits), twins(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -234,7 +290,7 @@ def test_gradients_too_large_for_float16_are_finite(call):
 def test_nothing_of_the_size_of_the_logits_is_ever_made(name, worker):
     b, i, j, t = 64, 64, 8, 2
     args = inputs(b, i, j, 1, 2, t=t, prior=False, dtype=torch.float32)[name]
-    largest = _in(worker, _largest, name, args, {})
+    largest = _in(worker, _largest, name, args)
     assert largest <= 3 * t * b * i * 4 < b * i * j * 4  # the statistics: three numbers an image, child and iteration
 
 

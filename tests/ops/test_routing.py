@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from capsnet.ops import fused, streaming
+from capsnet.ops import fused, passes, streaming
 from capsnet.ops.paths import routing_path
 from capsnet.ops.routing import route
 from tests.ops.routes import ERROR_SHAPES, arguments, assert_errors_at_most_twice_the_references, by, inputs, twin
@@ -168,7 +168,7 @@ def test_compiling_takes_it_without_a_break(gradient, path):
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 def test_r_iterations_are_r_weighted_sums(iterations, monkeypatch):
     squashed = []
-    monkeypatch.setattr(fused, "squash", lambda s: squashed.append(s) or s)
+    monkeypatch.setattr(passes, "squash", lambda s: squashed.append(s) or s)
     with routing_path("streaming"):
         route(*inputs(2, 7, 3, 5, 8), iterations)
     assert len(squashed) == iterations
