@@ -1,5 +1,6 @@
 """The processes that train one network together: what one of them does for all, and what all have to agree on."""
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,10 @@ def join(precision: Precision = "32-true") -> Fabric:
     strategy = DDPStrategy(gradient_as_bucket_view=True)
     nodes = process_count() // here
     fabric = Fabric(accelerator=device, devices=here, num_nodes=nodes, strategy=strategy, precision=precision)
-    if os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True" and nodes == 1 and not torch.distributed.is_initialized():
-        _connect(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if not torch.distributed.is_initialized():
+        atexit.register(_disconnect)
+        if os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True" and nodes == 1:
+            _connect(os.environ["TORCHELASTIC_RESTART_COUNT"])
     fabric.launch()  # which connects them where that has not been done
     return fabric
 
@@ -48,6 +51,12 @@ def _connect(attempt: str) -> None:
     store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     own = torch.distributed.PrefixStore(f"attempt-{attempt}", store)
     torch.distributed.init_process_group(store=own, rank=int(os.environ["RANK"]), world_size=process_count())
+
+
+def _disconnect() -> None:
+    """End the connection before Python's own end, which its threads may not survive."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def first(fabric: Fabric, act: Callable[[], T]) -> T:

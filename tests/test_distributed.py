@@ -111,9 +111,7 @@ def in_a_process(recipes, sizes, folder):
     dropped = build_network(BASELINE, (1, 8, 8), 10)
     torch.manual_seed(process_seed(0, fabric.global_rank))
     dropout = dropped(torch.ones(1, 1, 8, 8)).tolist()
-    results = found, dropout, torch.get_num_threads(), faults(fabric), spoiled(fabric, folder)
-    torch.distributed.destroy_process_group()
-    return results
+    return found, dropout, torch.get_num_threads(), faults(fabric), spoiled(fabric, folder)
 
 
 def faults(fabric):
