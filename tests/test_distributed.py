@@ -258,6 +258,18 @@ def test_one_process_prints_and_writes(two):
     assert part.command.startswith("capsnet train digits")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_two_processes_with_a_compiled_network_have_the_same_losses(tmp_path):
+    line = [*LINE, "--batch", 33, "--steps", 41, "--iterations", 2, "--devices", 2]  # with a last batch of other size
+    losses = []
+    for compiled in (True, False):
+        status, _, err = run(CAPSNET, *line, "--compile", compiled, "--run", compiled, folder=tmp_path)
+        assert status == 0, err
+        losses.append([record["loss"] for record in load_run(tmp_path / str(compiled)).records("train")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
 def test_a_run_of_one_process_says_so(alone):
     assert [(part.processes, part.nodes) for part in alone.training_parts] == [(1, 1)]
 
