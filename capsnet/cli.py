@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsnet.errors import InputError
+from capsnet.launch import is_first, is_first_here, leave, process_count
 from capsnet.paths import usable_path
 from capsnet.verbs import VERBS, find_verb
 
@@ -82,6 +83,8 @@ def parse(arguments: list[str]) -> Any:
         sys.exit()
     name, rest = arguments[0], arguments[1:]
     verb, start = find_verb(name), {}
+    if name != "train" and process_count() > 1:
+        raise InputError(f"{name} runs in one process, not in {process_count()}: start it without torchrun")
     if empty := [word for word in rest if re.fullmatch("(--[^=]+=)?", word)]:
         raise InputError(f"an argument is empty: give {empty[0] or 'it'} a value or leave it out")
     import tyro
@@ -132,7 +135,9 @@ SYSTEM_ERRORS = {  # what a system lacks or forbids, which a user can put right;
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),
 }
 
-NOISY_LOGGERS = ("torch.utils.cpp_extension", "lightning_fabric.utilities.rank_zero")  # on having no GPU, on using bf16
+NOISY_LOGGERS = (  # on having no GPU, on using bf16, on processes that connect
+    *("torch.utils.cpp_extension", "lightning_fabric.utilities.rank_zero", "lightning_fabric.utilities.distributed"),
+)
 
 
 def main() -> None:
@@ -148,12 +153,14 @@ def main() -> None:
             import logging  # not for a help or a mistake, which are to come at once
 
             logging.basicConfig(format="%(message)s")
-            logging.getLogger("capsnet").setLevel(logging.INFO)
+            logging.getLogger("capsnet").setLevel(logging.INFO if is_first() else logging.CRITICAL)
             for noisy in NOISY_LOGGERS:
                 logging.getLogger(noisy).setLevel(logging.ERROR)
             verb()
             if lost_its_reader():
                 sys.exit(128 + signal.SIGPIPE)
+            if process_count() > 1:
+                leave(0)
     except InputError as error:
         fail(str(error))
     except BrokenPipeError:
@@ -167,16 +174,17 @@ def main() -> None:
 
 
 def fail(message: str) -> None:
-    """Print one line on stderr and end with status 2."""
-    with contextlib.suppress(OSError):  # of a terminal that is gone
-        print(f"capsnet: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line on stderr, in the first of a node's processes alone, and end with status 2."""
+    if is_first_here():
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print(f"capsnet: {' '.join(message.split())}", file=sys.stderr)
     end(2)
 
 
 def end(status: int) -> None:
     """End with a status, also where nobody is left to read what was printed."""
     lost_its_reader()
-    sys.exit(status)
+    leave(status)
 
 
 def lost_its_reader() -> bool:

@@ -24,6 +24,16 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def device_count() -> int:
+    """How many accelerators the machine has; without one, how many cores."""
+    return cores() if default_device().type == "cpu" else torch.accelerator.device_count()
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether products in bf16 are faster than in float32 on this device, by its own instructions."""
     if device.type == "cuda":
@@ -58,7 +68,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What a measurement stands on: hardware, versions, the commit of this package and the command."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()["model name"],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -18,12 +18,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], Interrupted | None]]:
-    """Take note of a first signal, so that a training step ends; a second one interrupts at once."""
+def deferred_interrupt(*, patient: bool = False) -> Iterator[Callable[[], Interrupted | None]]:
+    """Take note of a first signal, so that a training step ends; a second one interrupts at once.
+
+    A patient process waits with a second one too: a launcher passes on a signal that the process has already had.
+    """
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if noted:
+        if noted and not patient:
             raise Interrupted(number)
         noted.append(number)
 

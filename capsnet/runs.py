@@ -8,6 +8,7 @@ best/             the network with the fewest validation errors: config.json and
 detector.json     above which error that network's drawing is suspicious
 results.json      what it did on the test images
 report.html       the numbers, the recipe and the pictures, in one file
+torchrun.txt      the name of the torchrun that started the run: what it starts again goes on with the run
 run.lock          held by the process that trains
 """
 
@@ -77,6 +78,10 @@ class TrainingPart:
     commit: str | None
     command: str
     precision: str
+    processes: Annotated[int, Field(ge=1)] = 1
+    """How many processes trained, each on a device of its own."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """On how many machines they ran."""
 
 
 @with_config(STRICT)

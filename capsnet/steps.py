@@ -30,14 +30,16 @@ class Step:
 
     Batches of the recipe's size are taken by `torch.compile` if `compiled` and, if `graph`, from a recording on a GPU;
     others, which would have to be compiled and recorded anew, are not. Where no recording can be made, one line says so
-    and steps are taken without.
+    and steps are taken without. Of several processes each learns from its share of a batch; the gradients are averaged
+    while they are computed, so that all move the weights alike, and nothing is recorded.
     """
 
     def __init__(
         self, network: CapsNet | ConvBaseline, recipe: Recipe, fabric: Fabric, *, compiled: bool, graph: bool = True
     ) -> None:
         self.network, self.recipe, self.fabric = network, recipe, fabric
-        self.forward = torch.compile(network) if compiled else network
+        self.plain = network if fabric.world_size == 1 else fabric.strategy.setup_module(network)
+        self.forward = torch.compile(self.plain) if compiled else self.plain
         on_gpu = fabric.device.type == "cuda"
         exact = torch.float64 if fabric.device.type == "cpu" else torch.float32  # which is all that others may have
         self.rate = torch.zeros((), device=fabric.device, dtype=exact)
@@ -45,15 +47,24 @@ class Step:
         self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
         self.optimizer.param_groups[0].update(self.options)
         self.average = AveragedModel(network) if recipe.averaging else None
-        self.recording = Recording(self._take_whole) if on_gpu and graph else None
+        self.recording = Recording(self._take_whole) if on_gpu and graph and fabric.world_size == 1 else None
+        self.weight = 1.0  # of the latest share: its number of images over the processes' mean
         self.names: tuple[str, ...] = ()
         """What is measured of a batch: the parts of the loss, and the accuracy."""
 
-    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
-        """Learn from images [b, c, h, w] and labels [b] at this learning rate → measurements, as `names` calls them."""
+    def __call__(self, images: Tensor, labels: Tensor, rate: float, batch: int | None = None) -> Tensor:
+        """Learn from images [b, c, h, w] and labels [b] at this learning rate → measurements, as `names` calls them.
+
+        Where these are one process's share, `batch` is the number of images in all shares; an empty share is allowed.
+        The mean of the measurements over the processes is then that over the images of the batch.
+        """
         self.rate.fill_(rate)
-        if len(labels) != self.recipe.batch:
-            measured = self._take(self.network, images, labels)
+        batch = len(labels) if batch is None else batch
+        self.weight = len(labels) * self.fabric.world_size / batch
+        if not len(labels):  # an image without weight, since every process takes part in the mean of the gradients
+            images, labels = images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1)
+        if batch != self.recipe.batch:
+            measured = self._take(self.plain, images, labels)
         elif self.recording is None:
             measured = self._take_whole(images, labels)
         else:
@@ -78,6 +89,8 @@ class Step:
     def _take(self, forward: Callable[..., Any], images: Tensor, labels: Tensor) -> Tensor:
         with self.fabric.autocast():
             parts = losses(forward, images, labels, self.recipe)
+        if self.weight != 1:  # the processes' losses and gradients are averaged, but their shares differ
+            parts = {name: part * self.weight for name, part in parts.items()}
         recorded = self.recording is not None and self.recording.graph is not None
         self.optimizer.zero_grad(set_to_none=not recorded)  # a recording goes on writing to the gradients' memory
         self.fabric.backward(parts["loss"])

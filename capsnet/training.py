@@ -3,11 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from shutil import which
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -16,15 +17,18 @@ from torch.nn.utils import get_total_norm
 
 from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network, learning_rate
-from capsnet.checkpoints import Checkpoint, checkpoint_paths, load_checkpoint, save_checkpoint
+from capsnet.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from capsnet.data import Data, ImageSet, batches
+from capsnet.data.batches import share
 from capsnet.errors import InputError
-from capsnet.evaluation import evaluate
+from capsnet.evaluation import Evaluation, evaluate
 from capsnet.files import locked, remove_leftovers
 from capsnet.hardware import default_device, environment, fast_bf16, seeded
 from capsnet.interrupt import Interrupted, deferred_interrupt
+from capsnet.launch import check_batch, local_process_count
 from capsnet.logs import Log
 from capsnet.models import CapsNet
+from capsnet.processes import Precision, everywhere, first, join, process_seed
 from capsnet.recipe import Recipe
 from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
@@ -53,40 +57,57 @@ def train(
     otherwise each batch is copied. `cuda_graph` records a step on a GPU once and replays it, if it can be recorded. The
     process's random state is left as it was.
 
+    Processes that torchrun has started train one network: all have to call this with the same arguments. Each learns
+    from its share of every batch; the first alone reads and writes the folder. An InputError is raised in all of them.
+
     Raises InputError for data other than the run's; for a folder that another process trains in or has replaced; for a
     loss that is not finite, with the last good checkpoint left in place; for checkpoints that are damaged or of another
-    network; and where the folder cannot be written to.
+    network; for more processes than GPUs or than images in a batch; and where the folder cannot be written to.
     """
     if not save_minutes > 0:
         raise InputError(f"checkpoints are more than 0 minutes apart, not {save_minutes:g}")
-    run.check_data(data, ("train", "validation"))
-    device = default_device()
-    precision = _precision(run.recipe, device)
-    fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
+    fabric = join(_precision(run.recipe, default_device()))
+    check_batch(run.recipe.batch, fabric.world_size)
+    everywhere(fabric, lambda: run.check_data(data, ("train", "validation")))
     if images_on_device:
-        data = replace(data, train=_on_device(data.train, device))
-    with locked(run.folder), seeded(run.recipe.seed, device):  # of dropout
-        kept = load_run(run.folder)
-        if not kept.is_like(run):
-            raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
-        for folder in (run.folder, run.folder / "checkpoints", run.folder / "figures"):
-            remove_leftovers(folder)
+        data = replace(data, train=_on_device(data.train, fabric.device))
+    own_seed = process_seed(run.recipe.seed, fabric.global_rank)  # of dropout
+    with ExitStack() as stack, seeded(own_seed, fabric.device):
+        changed = first(fabric, lambda: _enter(run, stack))
         training = _Training(run, data, fabric, save_minutes, cuda_graph)
         if resume:
             training.restore()
-        if run != kept:  # it is to be longer, or its data have moved
-            run.write_json("recipe.json", run.about())
-        training.run_to_the_end(environment(device) | {"precision": precision})
-        return run.load_network().to(device)
+        if changed:
+            first(fabric, lambda: run.write_json("recipe.json", run.about()))
+        training.run_to_the_end()
+        return first(fabric, run.load_network).to(fabric.device)
+
+
+def _enter(run: Run, stack: ExitStack) -> bool:
+    """Lock the run's folder and tidy it → whether its recipe is to be longer, or its data have moved."""
+    stack.enter_context(locked(run.folder))
+    kept = load_run(run.folder)
+    if not kept.is_like(run):
+        raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
+    for folder in (run.folder, run.folder / "checkpoints", run.folder / "figures"):
+        remove_leftovers(folder)
+    return run != kept
 
 
 class _Training:
-    """A run under way: the network, its optimiser and how far they have come."""
+    """A run under way: the network, its optimiser and how far they have come.
+
+    Every process has one, and all take the same steps; `first` is what the first process alone does.
+    """
+
+    log: Log
+    """Of the first process."""
 
     def __init__(self, run: Run, data: Data, fabric: Fabric, save_minutes: float, cuda_graph: bool) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
         self.save_seconds = 60 * save_minutes
+        self.agree_steps = 1 if fabric.device.type == "cpu" else LOG_STEPS  # when a GPU is waited for anyway
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
         compiled = _compiles(recipe, fabric)
@@ -98,17 +119,31 @@ class _Training:
         self.measured: list[Tensor] = []  # since the last line of the log, a step's after the other
         self.measured_since = self.saved_at = self.begun
 
-    def run_to_the_end(self, environment: dict[str, Any]) -> None:
+    def run_to_the_end(self) -> None:
         """Train until the last step, and leave a network to load."""
+        with ExitStack() as stack:
+            first(self.fabric, lambda: self.open_log(stack))
+            interrupted = stack.enter_context(deferred_interrupt(patient=self.fabric.world_size > 1))
+            while self.step < self.steps:
+                self.epoch(interrupted)
+        if self.least_errors == math.inf:  # the run had ended, but its network was lost
+            first(self.fabric, lambda: save_network(self.run, self.kept))
+
+    def open_log(self, stack: ExitStack) -> None:
+        """Write down what the training stands on from here, and open the log until the stack is left."""
         if self.step < self.steps:
-            part = TrainingPart(from_step=self.step, steps=self.steps, **environment)
+            processes = self.fabric.world_size
+            part = TrainingPart(
+                from_step=self.step,
+                steps=self.steps,
+                precision=_precision(self.recipe, self.fabric.device),
+                processes=processes,
+                nodes=processes // local_process_count(),
+                **environment(self.fabric.device),
+            )
             parts = [asdict(part) for part in (*self.run.training_parts, part)]
             self.run.write_json("environment.json", {"parts": parts})
-        with Log(self.run, self.step, self.steps) as log, deferred_interrupt() as interrupted:
-            while self.step < self.steps:
-                self.epoch(log, interrupted)
-        if self.least_errors == math.inf:  # the run had ended, but its network was lost
-            save_network(self.run, self.kept)
+        self.log = stack.enter_context(Log(self.run, self.step, self.steps))
 
     @property
     def kept(self) -> CapsNet | ConvBaseline:
@@ -121,54 +156,82 @@ class _Training:
         """Time spent on this run, resumed or not."""
         return time.monotonic() - self.begun
 
-    def epoch(self, log: Log, interrupted: Callable[[], Interrupted | None]) -> None:
+    def epoch(self, interrupted: Callable[[], Interrupted | None]) -> None:
         """Train to the end of the epoch that the run stands in or to a signal, evaluate at the end, and save."""
         epoch, done = divmod(self.step, self.epoch_steps)
-        order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
         last = min(self.steps, (epoch + 1) * self.epoch_steps)
-        shuffled = batches(self.data.train, self.recipe.batch, shift=self.recipe.shift, generator=order)
-        for images, labels in islice(shuffled, done, last - epoch * self.epoch_steps):
-            self.take_step(log, images.to(self.fabric.device), labels.to(self.fabric.device))
-            if interrupted():
+        for images, labels in islice(self.shuffled(epoch), done, last - epoch * self.epoch_steps):
+            self.take_step(images.to(self.fabric.device), labels.to(self.fabric.device))
+            interruption, save = None, False
+            if self.step % self.agree_steps == 0 or self.fabric.world_size == 1:
+                interruption, save = self.agree(interrupted())
+            if interruption:
                 break
-            save = time.monotonic() > self.saved_at + self.save_seconds and self.step < last
+            save = save and self.step < last
             if save or self.step % LOG_STEPS == 0:
-                self.measure(log, epoch + 1)
+                self.measure(epoch + 1)
             if save:
-                self.save(log)
-        self.measure(log, epoch + 1)
+                self.save()
+        self.measure(epoch + 1)
         if self.step == last:  # though interrupted: a resumed run begins with the next epoch
-            self.validate(log, epoch + 1)
-        self.save(log)
-        if interruption := interrupted():
+            self.validate(epoch + 1)
+        self.save()
+        if interruption := self.agree(interrupted())[0]:
             raise interruption
 
-    def take_step(self, log: Log, images: Tensor, labels: Tensor) -> None:
+    def shuffled(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The process's shares of an epoch's batches, whose order and shifts are those of a single process."""
+        order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
+        return batches(
+            self.data.train,
+            self.recipe.batch,
+            shift=self.recipe.shift,
+            generator=order,
+            rank=self.fabric.global_rank,
+            processes=self.fabric.world_size,
+        )
+
+    def agree(self, interruption: Interrupted | None) -> tuple[Interrupted | None, bool]:
+        """Whether all processes are to stop, as any has had a signal, and to save, by the clock of the first."""
+        save = time.monotonic() > self.saved_at + self.save_seconds
+        if self.fabric.world_size == 1:
+            return interruption, save
+        wish = [interruption.number if interruption else 0, save and self.fabric.is_global_zero]
+        agreed = self.fabric.all_reduce(torch.tensor(wish, device=self.fabric.device), reduce_op="max")
+        number, save = cast(Tensor, agreed).tolist()
+        return Interrupted(number) if number else None, bool(save)
+
+    def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Learn from one batch; at the first one it says that it compiles, and how long that took."""
         self.rate = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
         begun = time.monotonic()
-        if self.compiling:
-            log.say("compiling the network, which later runs will find compiled")
-        self.measured.append(self.learn(images, labels, self.rate))
-        if self.compiling:
-            log.say(f"compiled: the first step took {time.monotonic() - begun:.0f} s")
+        compiling = self.compiling and self.fabric.is_global_zero
+        if compiling:
+            self.log.say("compiling the network, which later runs will find compiled")
+        batch = min(self.recipe.batch, len(self.data.train) - self.step % self.epoch_steps * self.recipe.batch)
+        self.measured.append(self.learn(images, labels, self.rate, batch))
+        if compiling:
+            self.log.say(f"compiled: the first step took {time.monotonic() - begun:.0f} s")
         self.compiling = False
         self.step += 1
 
-    def measure(self, log: Log, epoch: int) -> None:
+    def measure(self, epoch: int) -> None:
         """Read what the steps since the last reading measured: the only point where an epoch waits for the device."""
         if not self.measured:
             return
         weights = list(self.network.parameters())
         norms = torch.stack([get_total_norm(weights), get_total_norm([w.grad for w in weights if w.grad is not None])])
-        rows = dict(zip(self.learn.names, torch.stack(self.measured, dim=1).cpu(), strict=True))
+        steps = torch.stack(self.measured, dim=1)
+        if self.fabric.world_size > 1:
+            steps = cast(Tensor, self.fabric.all_reduce(steps, reduce_op="mean"))
+        rows = dict(zip(self.learn.names, steps.cpu(), strict=True))
         weight_norm, gradient_norm = norms.tolist()
         self.check(rows["loss"], weight_norm)
         seconds = time.monotonic() - self.measured_since
         measured = {name: float(values.mean()) for name, values in rows.items()}  # over the steps
         measured |= {"rate": self.rate, "gradient_norm": gradient_norm}
         measured["images_per_second"] = self.recipe.batch * len(self.measured) / seconds
-        log.train(self.step, epoch, self.seconds, measured)
+        first(self.fabric, lambda: self.log.train(self.step, epoch, self.seconds, measured))
         self.measured, self.measured_since = [], time.monotonic()
 
     def check(self, latest: Tensor, weight_norm: float) -> None:
@@ -183,52 +246,65 @@ class _Training:
             return
         raise InputError(f"{what}: the last good checkpoint stays in {self.run.folder}; try a lower --rate")
 
-    def validate(self, log: Log, epoch: int) -> None:
+    def validate(self, epoch: int) -> None:
         """Evaluate the kept network on the validation images, and keep it on disk if none before was better."""
         errors = 0
         if len(self.data.validation):
-            with self.fabric.autocast():
-                result = evaluate(self.kept, self.data.validation)
-            errors = result.errors
-            measured = {"n": result.n, "errors": errors, "accuracy": result.accuracy}
-            if result.reconstruction is not None:
-                measured["reconstruction"] = result.reconstruction
-            log.validation(self.step, epoch, self.seconds, measured)
+            results = [result for result in everywhere(self.fabric, self.evaluate_share) if result is not None]
+            n, errors = sum(result.n for result in results), sum(result.errors for result in results)
+            measured = {"n": n, "errors": errors, "accuracy": 1 - errors / n}
+            drawn = [result.reconstruction * (result.n / n) for result in results if result.reconstruction is not None]
+            if drawn:
+                measured["reconstruction"] = sum(drawn)
+            first(self.fabric, lambda: self.log.validation(self.step, epoch, self.seconds, measured))
         if errors <= self.least_errors:
             self.least_errors = errors
-            save_network(self.run, self.kept)
+            first(self.fabric, lambda: save_network(self.run, self.kept))
         self.measured_since = time.monotonic()
 
-    def save(self, log: Log) -> None:
+    def evaluate_share(self) -> Evaluation | None:
+        """Evaluate the kept network on this process's share of the validation images, if it has one.
+
+        In one process, with the others waiting, this would take longer than an epoch where they are many.
+        """
+        images = self.data.validation
+        ours = share(len(images), self.fabric.global_rank, self.fabric.world_size)
+        images = ImageSet(images.images[ours], images.labels[ours])
+        with self.fabric.autocast():
+            return evaluate(self.kept, images) if len(images) else None
+
+    def save(self) -> None:
         """Write a checkpoint; the lines of the log up to it are on the disk before."""
-        log.sync()
+        first(self.fabric, self.write_checkpoint)
+        self.saved_at = time.monotonic()
+
+    def write_checkpoint(self) -> None:
+        """Write what any number of processes can go on from."""
+        self.log.sync()
         counters = {"step": self.step, "least_errors": self.least_errors, "seconds": self.seconds}
         random = {"random": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             random["random_cuda"] = torch.cuda.get_rng_state(self.fabric.device)
         save_checkpoint(self.run, cast(Checkpoint, self.learn.state_dict() | counters | random))
-        self.saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Go back to the state that the last intact checkpoint holds, if there is one.
 
         Raises InputError where it is of another network or of a longer run.
         """
-        state = load_checkpoint(self.run)
+        state = first(self.fabric, lambda: load_checkpoint(self.run))
         if state is None:
             logger.warning("%s has no checkpoint yet: it begins at the first step", self.run.folder)
             return
-        path = checkpoint_paths(self.run)[0].parent
+        path = self.run.folder / "checkpoints"
         if state["step"] > self.steps:
             raise InputError(
                 f"{path} stands at step {state['step']}, beyond the {self.steps} steps asked for: ask for more"
             )
+        kept = first(self.fabric, self.has_kept_network)  # before the random state: a network that is built draws
         try:
-            kept = self.has_kept_network()  # before the random state, as a network that is built draws weights
             self.learn.load_state_dict(dict(state))
-            torch.set_rng_state(state["random"])
-            if self.fabric.device.type == "cuda" and "random_cuda" in state:
-                torch.cuda.set_rng_state(state["random_cuda"], self.fabric.device)
+            self.restore_random(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is of another network: {' '.join(str(error).split())}") from error
         self.step, self.least_errors = state["step"], state["least_errors"]
@@ -236,6 +312,16 @@ class _Training:
         if self.least_errors < math.inf and not kept:
             logger.warning("the best network of %s is lost: the next one is kept in its place", self.run.folder)
             self.least_errors = math.inf
+
+    def restore_random(self, state: Checkpoint) -> None:
+        """Go back to the first process's random state; the others begin at one that the step alone decides."""
+        rank, device = self.fabric.global_rank, self.fabric.device
+        if rank:
+            torch.manual_seed(process_seed(self.recipe.seed, rank, state["step"]))  # of all devices
+            return
+        torch.set_rng_state(state["random"])
+        if device.type == "cuda" and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], device)
 
     def has_kept_network(self) -> bool:
         """Whether the run's best network can be loaded."""
@@ -255,7 +341,7 @@ def _on_device(images: ImageSet, device: torch.device) -> ImageSet:
         return images
 
 
-def _precision(recipe: Recipe, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+def _precision(recipe: Recipe, device: torch.device) -> Precision:
     if recipe.precision != "auto":
         return recipe.precision
     return "bf16-mixed" if fast_bf16(device) else "32-true"

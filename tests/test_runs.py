@@ -309,7 +309,8 @@ def test_the_results_have_the_numbers_and_everything_they_stand_on(finished, mon
 
 def test_the_environment_is_kept_with_the_precision(finished):
     (kept,) = json.loads((finished.folder / "environment.json").read_text())["parts"]
-    assert kept == environment(default_device()) | {"precision": "32-true", "from_step": 0, "steps": 2}
+    about = {"precision": "32-true", "from_step": 0, "steps": 2, "processes": 1, "nodes": 1}
+    assert kept == environment(default_device()) | about
 
 
 @pytest.fixture

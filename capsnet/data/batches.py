@@ -12,13 +12,20 @@ from capsnet.errors import InputError
 
 
 def batches(
-    images: ImageSet, size: int, *, shift: int = 0, generator: torch.Generator | None = None
+    images: ImageSet,
+    size: int,
+    *,
+    shift: int = 0,
+    generator: torch.Generator | None = None,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut a set into batches of size; the last one may be smaller.
 
     With a generator (on the CPU, so that a seed draws the same on every device) the images come in an order drawn anew
     at each call, each shifted by up to shift pixels; without one they come in their own order, unshifted. What is drawn
     goes to the set's device in one piece, so that from the first batch to the last nothing waits for it.
+    Of several processes whose generators are equal, each gets its own share of every batch: see `share`.
     Raises InputError for a size below 1, a negative shift, or a shift without a generator.
     Yields images float32 [b, c, h, w] in [0, 1] and labels int64 [b], on the set's device.
     """
@@ -33,14 +40,23 @@ def batches(
     if shift:
         offsets = torch.randint(-shift, shift + 1, (2 * n,), generator=generator).to(device).split(2 * size)
     return (
-        _batch(images.select(places), moves, shift)
+        _batch(images, places, moves, shift, share(len(places), rank, processes))
         for places, moves in zip(parts, offsets, strict=False)
         if len(places)
     )
 
 
-def _batch(images: ImageSet, offsets: Tensor | None, shift: int) -> tuple[Tensor, Tensor]:
-    pixels = images.images if offsets is None else shifted(images.images, offsets.view(2, -1), shift)
+def share(n: int, rank: int, processes: int) -> slice:
+    """The places, of n, that belong to the process of this rank; each place belongs to one process.
+
+    Shares differ by at most one place, and are empty in some processes where n is below their number.
+    """
+    return slice(n * rank // processes, n * (rank + 1) // processes)
+
+
+def _batch(images: ImageSet, places: Tensor, offsets: Tensor | None, shift: int, ours: slice) -> tuple[Tensor, Tensor]:
+    images = images.select(places[ours])
+    pixels = images.images if offsets is None else shifted(images.images, offsets.view(2, -1)[:, ours], shift)
     return pixels.float() / 255, images.labels
 
 

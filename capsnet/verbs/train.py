@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from capsnet.errors import InputError
+from capsnet.launch import (
+    check_batch,
+    check_counts,
+    is_first,
+    is_restart,
+    launch,
+    launched,
+    note_start,
+    process_count,
+)
 from capsnet.paths import usable_path
 from capsnet.recipe import Recipe
 from capsnet.recipes import Fast
@@ -44,51 +54,93 @@ class Train:
     """Copy all training images to the GPU at the start, if they fit; else each batch is copied."""
     cuda_graph: bool = True
     """Record a training step on a GPU once and replay it; else its kernels are launched one by one."""
+    devices: Annotated[int | None, arg(metavar="N")] = None
+    """Train in so many processes on this machine, a GPU or a part of the CPU's cores each; torchrun sets its own."""
+    nodes: Annotated[int | None, arg(metavar="N")] = None
+    """Machines to train on; more than one takes torchrun on each, which knows their number."""
     settings: OmitArgPrefixes[Recipe] = field(default_factory=Fast)
 
     def __call__(self) -> None:
         """Train, evaluate and report."""
+        self._check()
+        if (self.devices or 1) > 1 and not launched():
+            launch(self.devices or 1)
+        elif process_count() > 1:
+            from capsnet.processes import lost_process_named, share_cores
+
+            share_cores()
+            with lost_process_named():
+                self._run()
+        else:
+            self._run()
+
+    def _run(self) -> None:
         from capsnet.files import locked
         from capsnet.hardware import keep_freed_memory
-        from capsnet.training import train
 
-        self._check()
         keep_freed_memory()
-        run, data = self._open()
+        run, data, resume = self._opened()
         say(f"{run.folder}: recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}")
+        if not is_first():
+            self._train(run, data, resume)
+            return
         with locked(run.folder):
             before = run.weights_checksum()
-            try:
-                network = train(
-                    run,
-                    data,
-                    resume=self.resume,
-                    save_minutes=self.save_every,
-                    images_on_device=self.images_on_device,
-                    cuda_graph=self.cuda_graph,
-                )
-            except KeyboardInterrupt:
-                say(f"\nstopped; go on with: {run.resume_command(self.data_dir)}", sys.stderr)
-                raise
+            network = self._train(run, data, resume)
             if run.weights_checksum() != before:
                 rmtree(run.folder / "figures", ignore_errors=True)  # of other weights
             report(run, network, data)
 
+    def _train(self, run: "Run", data: "Data", resume: bool) -> "CapsNet | ConvBaseline":
+        from capsnet.training import train
+
+        try:
+            return train(
+                run,
+                data,
+                resume=resume,
+                save_minutes=self.save_every,
+                images_on_device=self.images_on_device,
+                cuda_graph=self.cuda_graph,
+            )
+        except KeyboardInterrupt:
+            say(f"\nstopped; go on with: {run.resume_command(self.data_dir)}", sys.stderr)
+            raise
+
     def _check(self) -> None:
         """Raise InputError for flags that do not go together, before data are looked for."""
-        from capsnet.hardware import default_device
+        check_counts(self.devices, self.nodes)
+        from capsnet.hardware import default_device, device_count
 
         if self.resume and self.overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of them")
         check_data_dir(self.data_dir, self.data)
         if not self.resume:
             self.settings.check_effects()
+        device, processes = default_device().type, process_count() if launched() else self.devices or 1
+        if not launched() and processes > device_count():
+            kind = "CPU core" if device == "cpu" else "GPU"
+            raise InputError(f"--devices {processes}, but this machine has {device_count()} {kind}(s): ask for fewer")
+        check_batch(self.settings.batch, processes)
         for name, wanted in (("cuda-graph", self.cuda_graph), ("images-on-device", self.images_on_device)):
-            if not wanted and default_device().type == "cpu":
+            if not wanted and device == "cpu":
                 raise InputError(f"--no-{name} has no effect on a CPU: leave it out")
+        if not self.cuda_graph and processes > 1:
+            raise InputError("--no-cuda-graph has no effect with several processes, which record none: leave it out")
 
-    def _open(self) -> "tuple[Run, Data]":
-        """The run, new or to be resumed, and its data."""
+    def _opened(self) -> "tuple[Run, Data, bool]":
+        """The run, its data and whether it goes on; the first process finds them for all."""
+        if process_count() == 1:
+            return self._open()
+        from capsnet.processes import first, join
+
+        return first(join(), self._open)
+
+    def _open(self) -> "tuple[Run, Data, bool]":
+        """The run, new or to be resumed, its data, and whether it is resumed.
+
+        Processes that torchrun has started again go on with the run that they began.
+        """
         from capsnet.data import load_data
         from capsnet.runs import load_run, start_run
 
@@ -100,9 +152,11 @@ class Train:
             seed=settings.seed,
             image_size=settings.image_size,
         )
-        if self.resume:
-            return load_run(folder).extended(data, settings), data
-        return start_run(folder, settings, data, overwrite=self.overwrite), data
+        if self.resume or is_restart(folder):
+            return load_run(folder).extended(data, settings), data, True
+        run = start_run(folder, settings, data, overwrite=self.overwrite)
+        note_start(folder)
+        return run, data, False
 
 
 def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
@@ -127,9 +181,13 @@ def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
 
 
 def say(words: str, stream: TextIO | None = None) -> None:
-    """Print a line at once, unless the terminal is gone: a training goes on without one."""
-    with suppress(OSError):
-        print(words, file=stream, flush=True)
+    """Print a line at once, in the first process alone.
+
+    It is dropped where the terminal is gone: a training goes on without one.
+    """
+    if is_first():
+        with suppress(OSError):
+            print(words, file=stream, flush=True)
 
 
 def run_folder(data: str, recipe: str) -> Path:
