@@ -15,7 +15,7 @@ without its rounding, takes 32 images, so that a tile's numbers stay in register
 multiprocessor and hide each other's loads. Where parents and images are too few for 132 multiprocessors, the children
 are split too. Nothing is added atomically, so equal inputs give equal bits. bfloat16 is multiplied as it is; float16
 here as tf32, which holds its digits and has the range of float32 that gradients need. A launch costs as much as a pass
-over a small batch, so all that an iteration does to its sums is one kernel, and an iteration of three or fewer.
+over a small batch, so all that an iteration does to its sums is one kernel, and an iteration is three at most.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,9 @@ TOGETHER = tl.constexpr(8)  # splits whose sums such a program loads at once
 SPLITS = 64  # of the children, at most
 MULTIPROCESSORS = 132  # of an H100; the same on any GPU, and so are the sums
 REGISTERS = 65536  # of a multiprocessor
-# Registers that a thread may have, by kernel and bytes of a number, where W has no more than so many in a tile: the
-# compiler takes a few more, and one program fewer would run. results/kernels/sm_90.json has what that spills.
+# Registers that a thread may have, by kernel and bytes of a number, where W has no more than so many in a tile and d and
+# e need no filling up: the compiler takes a few more, and one program fewer would run. results/kernels/sm_90.json has
+# what that spills.
 SMALL = 64 * 16
 MOST_REGISTERS = {
     "_statistics": {2: 128, 4: 96},
@@ -107,8 +108,9 @@ class Plan(NamedTuple):
 
     def most_registers(self, kernel: Any) -> int | None:
         """Registers that a thread of a kernel may have, None for as many as the compiler takes."""
-        small = self.tile.children * self.tile.depth * self.tile.width <= SMALL
-        return MOST_REGISTERS.get(kernel.__name__, {}).get(self.size) if small else None
+        _, children, depth, width, d, e, *_ = self.tile
+        plain = (d, e) == (depth, width) and children * depth * width <= SMALL
+        return MOST_REGISTERS.get(kernel.__name__, {}).get(self.size) if plain else None
 
     def splits(self) -> tuple[int, int]:
         """Into how many splits `_partial_sums` cuts the children so that all programs run at once, and their blocks."""

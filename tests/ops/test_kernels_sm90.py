@@ -106,6 +106,7 @@ def _launches(tensors, dtype):
         (PAPER, torch.float64, True),
         ((128, 1152, 10, 16, 32), torch.bfloat16, True),
         ((1, 7, 1, 1, 5), torch.bfloat16, True),
+        ((128, 7, 3, 5, 8), torch.float32, False),
         ((2, 1153, 3, 33, 33), torch.float32, True),
     ],
     ids=str,
