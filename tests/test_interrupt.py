@@ -47,6 +47,13 @@ def test_a_second_ctrl_c_interrupts_at_once():
             press_ctrl_c()
 
 
+def test_a_patient_process_waits_with_a_second_signal_too():
+    with deferred_interrupt(patient=True) as interrupted:
+        press_ctrl_c()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupted().number == signal.SIGINT
+
+
 def test_afterwards_ctrl_c_does_what_it_did_before():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(RuntimeError, match="a step failed"), deferred_interrupt():
