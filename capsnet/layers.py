@@ -57,7 +57,8 @@ class PrimaryCaps(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Features [b, c, h, w] → children [b, i, d]."""
         x = self.conv(features)  # [b, types · dim, h, w]
-        return squash(rearrange(x * self.scale, "b (types dim) h w -> b (types h w) dim", dim=self.dim))
+        capsules = rearrange(x * self.scale, "b (types dim) h w -> b types (h w) dim", dim=self.dim)
+        return squash(capsules).flatten(1, 2)  # [b, types · h · w, dim]
 
 
 class RoutedCaps(nn.Module):

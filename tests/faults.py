@@ -31,8 +31,8 @@ FAULTS = {
     ),
     "2 a primary capsule is neighbouring pixels of one channel": Fault(
         "layers.py",
-        'rearrange(x * self.scale, "b (types dim) h w -> b (types h w) dim", dim=self.dim)',
-        "(x * self.scale).reshape(len(x), -1, self.dim)",
+        'rearrange(x * self.scale, "b (types dim) h w -> b types (h w) dim", dim=self.dim)',
+        "(x * self.scale).reshape(len(x), 1, -1, self.dim)",
         "test_layers.py::test_a_bright_pixel_lights_one_dimension_of_the_capsule_of_its_type_and_place",
     ),
     "3a the logits are shared over the batch: textbook": Fault(

@@ -1,16 +1,28 @@
 /* Routing's passes over the children with the votes in registers: `capsnet/ops/native.py` compiles and calls this.
 
 Compiled for one REAL, D and E. A vec holds the same number of LANES images, so every operation is on many images at
-once and W_ij, the same for all, is a scalar. Layouts, all contiguous:
+once and W_ij, the same for all, is a scalar. With PAIRS, children and weight are in bf16, and D and E are even: where
+the processor has an instruction that adds the products of two pairs of bf16 to a float, a word is such a pair. Else a
+word is one REAL. `words` are a word of LANES images. Layouts, all contiguous:
 
-x, grad_x               [blocks, i, D] of vec
-w, grad_w               [i, j, D, E]
+x, grad_x               [blocks, i, D / PER] of words
+w                       [i, j, D / PER, E] of word, with neighbours of d in it
+turned                  [i, j, D, E / PER] of word, with neighbours of e in it: the weight as it is
+grad_w                  [i, j, D, E] of REAL
 agreed, grad, even, sum [blocks, j, E] of vec ([t, blocks, j, E] in `gradients`)
-prior, grad_prior       [i, j], or NULL (as grad_x and grad_w may be)
+prior, grad_prior       [i, j] of REAL, or NULL (as grad_x and grad_w may be)
 scratch                 vecs, as many as `scratch_size` says
 
-Each of the workers, which are OpenMP's threads and so PyTorch's, does its own part of the children with its own scratch
-and its own sum, [workers, blocks, j, E], so that they share nothing that they write. */
+The number of blocks is a multiple of PER. Each of the workers, which are OpenMP's threads and so PyTorch's, does its
+own part of the children with its own scratch and its own sum, [workers, blocks, j, E], so that they share nothing that
+they write. */
+
+#if defined(PAIRS) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define PER 2 /* numbers in a word */
+#else
+#define PER 1
+#endif
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -21,8 +33,9 @@ and its own sum, [workers, blocks, j, E], so that they share nothing that they w
 #endif
 #define LANES ((int)(BYTES / sizeof(REAL)))
 #define TILE 16  /* children, whose matrices stay in the cache while the blocks pass by */
-#define GROUP 8  /* blocks whose products with a child are added up in registers */
-#define DOWN (LANES < 4 ? LANES : 4) /* dimensions of a child and of a parent whose products fill a vec */
+#define FEW 2    /* children, for which what is read of the parents is read once */
+#define GROUP 8  /* blocks whose products with a child are added up in registers: a multiple of PER */
+#define DOWN (E % LANES && LANES >= 4 ? 4 : 1) /* dimensions of a child and of a parent whose products fill a vec */
 #define ACROSS (LANES / DOWN)
 #define INLINE static inline __attribute__((always_inline))
 
@@ -33,6 +46,37 @@ typedef int bits __attribute__((vector_size(BYTES)));
 typedef long long bits __attribute__((vector_size(BYTES)));
 #endif
 
+#if PER == 2
+typedef unsigned word;
+typedef bits words;
+
+/* sum + the products of the numbers of a and b */
+INLINE vec multiply_add(words a, words b, vec sum) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+
+INLINE words spread(word a) { return (words)_mm512_set1_epi32(a); }
+
+/* The words of what PER vecs hold, each rounded to bf16. */
+INLINE words join(const vec *parts) {
+    static const short turn[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i apart = (__m512i)_mm512_cvtne2ps_pbh((__m512)parts[1], (__m512)parts[0]);
+    return (words)_mm512_permutexvar_epi16(_mm512_loadu_si512(turn), apart);
+}
+#else
+typedef REAL word;
+typedef vec words;
+
+INLINE vec multiply_add(words a, words b, vec sum) { return sum + a * b; }
+
+INLINE words spread(word a) { return a - (words){0}; } /* not +, which would make 0 of -0 */
+
+INLINE words join(const vec *parts) { return parts[0]; }
+#endif
+
+typedef vec loose __attribute__((aligned(sizeof(REAL)))); /* a vec anywhere in memory */
+
 typedef struct {
     long children, parents, blocks, leaky, workers;
 } shape;
@@ -42,13 +86,22 @@ static long begin(const shape *s, long worker) { return s->children * worker / s
 
 int lanes(void) { return LANES; }
 
-/* Votes' gradients of a group of blocks, or votes; what goes to the prior; coupling and push of each iteration. */
-long scratch_size(const shape *s, long times) { return s->parents * (GROUP * E + 1 + 2 * times); }
+int per_word(void) { return PER; }
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+
+/* The votes of one child, its couplings and pushes; or of FEW children and a group of blocks the couplings and pushes
+of each iteration, the gradients for x and for votes, and x by images. */
+long scratch_size(const shape *s, long times) {
+    long links = FEW * GROUP * 2 * times * s->parents, sums = FEW * GROUP * (E + 2 * D), vote = s->parents * (E + 2);
+    return links + sums + vote;
+}
 
 /* The larger of a and b; b where they cannot be compared. */
 INLINE vec larger(vec a, vec b) {
-    bits more = a > b;
-    return (vec)((more & (bits)a) | (~more & (bits)b));
+    vec most;
+    for (int l = 0; l < LANES; l++) most[l] = a[l] > b[l] ? a[l] : b[l];
+    return most;
 }
 
 #ifdef SINGLE
@@ -77,9 +130,9 @@ INLINE vec exponential(vec a) {
 #endif
 
 /* vote[e] += sum over d of w[d, e] x[d] */
-INLINE void add_vote(const vec *restrict x, const REAL *restrict w, vec *restrict vote) {
-    for (int d = 0; d < D; d++)
-        for (int e = 0; e < E; e++) vote[e] += w[d * E + e] * x[d];
+INLINE void add_vote(const words *restrict x, const word *restrict w, vec *restrict vote) {
+    for (int d = 0; d < D / PER; d++)
+        for (int e = 0; e < E; e++) vote[e] = multiply_add(spread(w[d * E + e]), x[d], vote[e]);
 }
 
 /* to[e] += share from[e] */
@@ -114,37 +167,42 @@ static inline void stray(long parents, const vec *restrict couplings, vec *restr
 }
 
 /* The sum of a worker's votes. */
-static void even_sum_of(const shape *s, long worker, const vec *x, const REAL *w, vec *sum) {
+static void even_sum_of(const shape *s, long worker, const words *x, const word *w, vec *sum) {
     long parents = s->parents, last = begin(s, worker + 1);
-    for (long tile = begin(s, worker); tile < last; tile += TILE)
+    for (long tile = begin(s, worker); tile < last; tile += TILE) {
+        long end = smaller(tile + TILE, last);
         for (long k = 0; k < s->blocks; k++)
             for (long j = 0; j < parents; j++) {
                 vec total[E], *to = sum + (k * parents + j) * E;
                 for (int e = 0; e < E; e++) total[e] = to[e];
-                for (long i = tile; i < tile + TILE && i < last; i++)
-                    add_vote(x + (k * s->children + i) * D, w + (i * parents + j) * D * E, total);
+                for (long i = tile; i < end; i++)
+                    add_vote(x + (k * s->children + i) * D / PER, w + (i * parents + j) * D * E / PER, total);
                 for (int e = 0; e < E; e++) to[e] = total[e];
             }
+    }
 }
 
-void even_sum(const shape *s, const vec *x, const REAL *w, vec *sums) {
+void even_sum(const shape *s, const words *x, const word *w, vec *sums) {
+    long size = s->blocks * s->parents * E;
 #pragma omp parallel for num_threads(s->workers)
     for (long worker = 0; worker < s->workers; worker++)
-        even_sum_of(s, worker, x, w, sums + worker * s->blocks * s->parents * E);
+        even_sum_of(s, worker, x, w, sums + worker * size);
 }
 
 /* The sum of a worker's votes by their couplings or, with grad, by the strays that grad makes. */
-static void weighted_sum_of(const shape *s, long worker, const vec *x, const REAL *w, const vec *agreed,
+static void weighted_sum_of(const shape *s, long worker, const words *x, const word *w, const vec *agreed,
                             const REAL *prior, const vec *grad, vec *sum, vec *scratch) {
     long parents = s->parents, size = parents * E, last = begin(s, worker + 1);
     vec *votes = scratch, *couplings = votes + size, *pushes = couplings + parents;
-    for (long tile = begin(s, worker); tile < last; tile += TILE)
+    for (long tile = begin(s, worker); tile < last; tile += TILE) {
+        long end = smaller(tile + TILE, last);
         for (long k = 0; k < s->blocks; k++)
-            for (long i = tile; i < tile + TILE && i < last; i++) {
-                const vec *child = x + (k * s->children + i) * D, *v = agreed + k * size, *g = grad + k * size;
+            for (long i = tile; i < end; i++) {
+                const words *child = x + (k * s->children + i) * D / PER;
+                const vec *v = agreed + k * size, *g = grad + k * size;
                 for (long j = 0; j < parents; j++) {
                     vec vote[E] = {0};
-                    add_vote(child, w + (i * parents + j) * D * E, vote);
+                    add_vote(child, w + (i * parents + j) * D * E / PER, vote);
                     couplings[j] = dot(vote, v + j * E);
                     if (grad) pushes[j] = dot(vote, g + j * E);
                     for (int e = 0; e < E; e++) votes[j * E + e] = vote[e];
@@ -154,131 +212,198 @@ static void weighted_sum_of(const shape *s, long worker, const vec *x, const REA
                 for (long j = 0; j < parents; j++)
                     add(grad ? pushes[j] : couplings[j], votes + j * E, sum + k * size + j * E);
             }
+    }
 }
 
-void weighted_sum(const shape *s, const vec *x, const REAL *w, const vec *agreed, const REAL *prior, const vec *grad,
-                  vec *sums, vec *scratch) {
+void weighted_sum(const shape *s, const words *x, const word *w, const vec *agreed, const REAL *prior,
+                  const vec *grad, vec *sums, vec *scratch) {
     long size = s->blocks * s->parents * E, room = scratch_size(s, 1);
 #pragma omp parallel for num_threads(s->workers)
     for (long worker = 0; worker < s->workers; worker++)
         weighted_sum_of(s, worker, x, w, agreed, prior, grad, sums + worker * size, scratch + worker * room);
 }
 
-/* The sums of neighbouring lanes of a, then those of b. */
-INLINE vec neighbours(vec a, vec b) {
+/* Half as many rows, each of two that are `apart`: to each lane the one that is `apart` from it is added, and where the
+two hold the same sum then, one is of the first row and one of the second. */
+INLINE void fold(vec *rows, int apart) {
+    for (int n = 0; n < apart; n++) {
+        vec a = rows[n], b = rows[n + apart];
 #ifdef __clang__
-    vec sum;
-    for (int l = 0; l < LANES / 2; l++) sum[l] = a[2 * l] + a[2 * l + 1], sum[LANES / 2 + l] = b[2 * l] + b[2 * l + 1];
-    return sum;
+        for (int l = 0; l < LANES; l++) rows[n][l] = l & apart ? b[l] + b[l ^ apart] : a[l] + a[l ^ apart];
 #else
-    bits even, odd;
-    for (int l = 0; l < LANES; l++) even[l] = 2 * l, odd[l] = 2 * l + 1;
-    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+        bits here, there;
+        for (int l = 0; l < LANES; l++) here[l] = l + (l & apart ? LANES : 0), there[l] = here[l] ^ apart;
+        rows[n] = __builtin_shuffle(a, b, here) + __builtin_shuffle(a, b, there);
 #endif
+    }
 }
 
 /* Lane l of the result is the sum over the lanes of rows[l], which are lost. */
 INLINE vec over_lanes(vec *rows) {
-    for (int many = LANES; many > 1; many /= 2)
-        for (int n = 0; n < many / 2; n++) rows[n] = neighbours(rows[2 * n], rows[2 * n + 1]);
+    if (LANES > 8) fold(rows, 8);
+    if (LANES > 4) fold(rows, 4);
+    if (LANES > 2) fold(rows, 2);
+    fold(rows, 1);
     return rows[0];
 }
 
-/* grad_w[d, e] += sum over n and over the images of x[n][d] grad[n * stride + e]: a tile of as many sums as a vec has
-lanes is added up in registers, and then over the lanes. */
-INLINE void multiply(int some, const vec *const *x, const vec *grad, long stride, REAL *grad_w) {
+/* grad_w[d, e] += sum over n and over the images of x[n, d] grad[n, e]: a tile of as many sums as a vec has lanes is
+added up in registers, and then over the lanes. */
+INLINE void multiply(int many, const words *x, const words *grad, REAL *grad_w) {
     for (int d = 0; d < D; d += DOWN)
         for (int e = 0; e < E; e += ACROSS) {
             vec total[DOWN * ACROSS] = {0};
-            for (int n = 0; n < some; n++)
+            for (int n = 0; n < many; n++)
                 for (int a = 0; a < DOWN && d + a < D; a++)
                     for (int c = 0; c < ACROSS && e + c < E; c++)
-                        total[a * ACROSS + c] += x[n][d + a] * grad[n * stride + e + c];
+                        total[a * ACROSS + c] =
+                            multiply_add(x[n * D + d + a], grad[n * E + e + c], total[a * ACROSS + c]);
             vec sums = over_lanes(total);
+            if (ACROSS == LANES && e + LANES <= E) {
+                *(loose *)(grad_w + d * E + e) += sums;
+                continue;
+            }
             for (int a = 0; a < DOWN && d + a < D; a++)
                 for (int c = 0; c < ACROSS && e + c < E; c++) grad_w[(d + a) * E + e + c] += sums[a * ACROSS + c];
         }
 }
 
-/* What goes through one child of a block of images. The pointers v, g and even are that block's; to_x may be NULL, and
-without votes nothing but to_prior is asked for. */
-static inline void descend(const shape *s, long times, long through, const vec *restrict x, const REAL *restrict w,
-                           const vec *restrict v, const REAL *restrict prior, const vec *restrict g,
-                           const vec *restrict even, long votes, vec *restrict to_x, vec *restrict to_votes,
-                           vec *restrict to_prior, vec *restrict couplings) {
+/* The couplings and strays [c, t, 2, j] of a block's children c, for each of `times` iterations. The pointers x, v and
+g are that block's. */
+static void link(const shape *s, long times, long few, const words *x, const word *w, const vec *v, const REAL *prior,
+                 const vec *g, vec *links) {
     long parents = s->parents, all = s->blocks * parents * E;
-    vec *pushes = couplings + times * parents;
-    for (long j = 0; j < parents; j++) {
-        vec vote[E] = {0};
-        add_vote(x, w + j * D * E, vote);
-        for (long t = 0; t < times; t++) {
-            couplings[t * parents + j] = dot(vote, v + t * all + j * E);
-            pushes[t * parents + j] = dot(vote, g + t * all + j * E);
+    for (long j = 0; j < parents; j++)
+        for (long c = 0; c < few; c++) {
+            vec vote[E] = {0};
+            add_vote(x + c * D / PER, w + (c * parents + j) * D * E / PER, vote);
+            for (long t = 0; t < times; t++) {
+                vec *to = links + (c * times + t) * 2 * parents + j;
+                to[0] = dot(vote, v + t * all + j * E);
+                to[parents] = dot(vote, g + t * all + j * E);
+            }
         }
+    for (long n = 0; n < few * times; n++, links += 2 * parents) {
+        couple(s, prior ? prior + n / times * parents : 0, links);
+        stray(parents, links, links + parents);
     }
-    for (long t = 0; t < times; t++) {
-        couple(s, prior, couplings + t * parents);
-        stray(parents, couplings + t * parents, pushes + t * parents);
-        for (long j = 0; j < parents; j++) to_prior[j] += pushes[t * parents + j];
-    }
-    if (!votes) return;
-    vec total[D] = {0};
-    for (long j = 0; j < parents; j++, w += D * E) {
-        vec to_vote[E];
-        for (int e = 0; e < E; e++) to_vote[e] = even ? even[j * E + e] : (vec){0};
-        for (long t = 0; t < times; t++) {
-            add(couplings[t * parents + j], g + t * all + j * E, to_vote);
-            if (through) add(pushes[t * parents + j], v + t * all + j * E, to_vote);
-        }
-        for (int e = 0; e < E; e++) to_votes[j * E + e] = to_vote[e]; /* to_vote, never indexed, stays in registers */
-        if (to_x)
-            for (int e = 0; e < E; e++)
-                for (int d = 0; d < D; d++) total[d] += w[d * E + e] * to_votes[j * E + e];
-    }
-    if (to_x)
-        for (int d = 0; d < D; d++) to_x[d] = total[d];
 }
 
-static void gradients_of(const shape *s, long worker, long times, long through, const vec *x, const REAL *w,
-                         const vec *agreed, const REAL *prior, const vec *grad, const vec *even, vec *grad_x,
-                         REAL *grad_w, REAL *grad_prior, vec *scratch) {
-    long parents = s->parents, size = parents * E;
-    vec *to_votes = scratch, *to_prior = to_votes + GROUP * size, *couplings = to_prior + parents;
-    for (long i = begin(s, worker); i < begin(s, worker + 1); i++) {
-        REAL *to_w = grad_w ? grad_w + i * size * D : 0;
-        for (long n = 0; to_w && n < size * D; n++) to_w[n] = 0;
-        for (long j = 0; j < parents; j++) to_prior[j] = (vec){0};
-        for (long k = 0; k < s->blocks; k += GROUP) {
-            int some = s->blocks - k < GROUP ? s->blocks - k : GROUP;
-            const vec *child[GROUP];
-            for (int n = 0; n < some; n++) {
-                long place = (k + n) * s->children + i, parent = (k + n) * size;
-                child[n] = x + place * D;
-                descend(s, times, through, child[n], w + i * size * D, agreed + parent, prior ? prior + i * parents : 0,
-                        grad + parent, even ? even + parent : 0, grad_x || grad_w, grad_x ? grad_x + place * D : 0,
-                        to_votes + n * size, to_prior, couplings);
-            }
-            for (long j = 0; to_w && j < parents; j++)
-                if (some == GROUP)
-                    multiply(GROUP, child, to_votes + j * E, size, to_w + j * D * E);
-                else
-                    multiply(some, child, to_votes + j * E, size, to_w + j * D * E);
+/* grad_prior[c, j] += the sum over iterations and images of what goes to the logits of child c. */
+static void sum_strays(const shape *s, long times, long few, long some, const vec *links, REAL *grad_prior) {
+    long parents = s->parents;
+    for (long c = 0; c < few; c++)
+        for (long j = 0; j < parents; j++) {
+            vec total = {0};
+            for (long n = 0; n < some; n++)
+                for (long t = 0; t < times; t++) total += links[(((n * FEW + c) * times + t) * 2 + 1) * parents + j];
+            for (int l = 0; l < LANES; l++) grad_prior[c * parents + j] += total[l];
         }
-        for (long j = 0; grad_prior && j < parents; j++) {
-            grad_prior[i * parents + j] = 0;
-            for (int l = 0; l < LANES; l++) grad_prior[i * parents + j] += to_prior[j][l];
+}
+
+/* What goes through the votes of a child for parent j in PER blocks. The pointers links, v, g and even are those of the
+first block and of j; even and to_x may be NULL. */
+INLINE void descend(const shape *s, long times, long through, const word *restrict w, const vec *links,
+                    const vec *restrict v, const vec *restrict g, const vec *restrict even, vec *restrict to_x,
+                    words *restrict to_votes) {
+    long parents = s->parents, size = parents * E, all = s->blocks * size;
+    vec to_vote[E][PER];
+    for (int p = 0; p < PER; p++) {
+        vec total[E];
+        for (int e = 0; e < E; e++) total[e] = even ? even[p * size + e] : (vec){0};
+        const vec *link = links + p * FEW * 2 * times * parents;
+        for (long t = 0; t < times; t++, link += 2 * parents) {
+            add(link[0], g + t * all + p * size, total);
+            if (through) add(link[parents], v + t * all + p * size, total);
+        }
+        for (int e = 0; e < E; e++) to_vote[e][p] = total[e]; /* total, never indexed, stays in registers */
+    }
+    vec sums[PER][D] = {0};
+    for (int e = 0; to_x && e < E; e += PER) {
+        words joined[PER];
+        for (int p = 0; p < PER; p++) {
+            vec parts[PER];
+            for (int q = 0; q < PER; q++) parts[q] = to_vote[e + q][p];
+            joined[p] = join(parts);
+        }
+        for (int d = 0; d < D; d++)
+            for (int p = 0; p < PER; p++)
+                sums[p][d] = multiply_add(spread(w[(d * E + e) / PER]), joined[p], sums[p][d]);
+    }
+    for (int d = 0; to_x && d < D; d++)
+        for (int p = 0; p < PER; p++) to_x[p * D + d] += sums[p][d];
+    for (int e = 0; e < E; e++) to_votes[e] = join(to_vote[e]);
+}
+
+/* A child of PER blocks, [D] with the blocks' numbers in a word. */
+INLINE void by_images(const words *restrict x, long stride, words *restrict images) {
+    for (int d = 0; d < D / PER; d++) {
+#if PER == 2
+        words low = x[d], high = x[stride + d];
+        images[2 * d] = (low & 0xffff) | (high << 16);
+        images[2 * d + 1] = ((low >> 16) & 0xffff) | (high & ~0xffff);
+#else
+        images[d] = x[d];
+#endif
+    }
+}
+
+static void gradients_of(const shape *s, long worker, long times, long through, const words *x, const word *w,
+                         const word *turned, const vec *agreed, const REAL *prior, const vec *grad, const vec *even,
+                         words *grad_x, REAL *grad_w, REAL *grad_prior, vec *scratch) {
+    long parents = s->parents, size = parents * E, last = begin(s, worker + 1), stride = s->children * D / PER;
+    long link_size = 2 * times * parents;
+    vec *links = scratch, *to_x = links + FEW * GROUP * link_size;
+    words *to_votes = (words *)(to_x + FEW * GROUP * D), *images = to_votes + FEW * GROUP * E;
+    for (long i = begin(s, worker); i < last; i += FEW) {
+        long few = smaller(FEW, last - i);
+        for (long n = 0; grad_w && n < few * size * D; n++) grad_w[i * size * D + n] = 0;
+        for (long n = 0; grad_prior && n < few * parents; n++) grad_prior[i * parents + n] = 0;
+        for (long k = 0; k < s->blocks; k += GROUP) {
+            int some = smaller(GROUP, s->blocks - k);
+            const words *child = x + k * stride + i * D / PER;
+            for (int n = 0; n < some; n++)
+                link(s, times, few, child + n * stride, w + i * size * D / PER, agreed + (k + n) * size,
+                     prior ? prior + i * parents : 0, grad + (k + n) * size, links + n * FEW * link_size);
+            if (grad_prior) sum_strays(s, times, few, some, links, grad_prior + i * parents);
+            if (!grad_x && !grad_w) continue;
+            for (int n = 0; n < some; n += PER)
+                for (long c = 0; c < few; c++)
+                    by_images(child + n * stride + c * D / PER, stride, images + (c * GROUP + n) / PER * D);
+            for (int n = 0; n < FEW * GROUP * D; n++) to_x[n] = (vec){0};
+            for (long j = 0; j < parents; j++) {
+                for (int n = 0; n < some; n += PER)
+                    for (long c = 0; c < few; c++) {
+                        long at = (k + n) * size + j * E;
+                        descend(s, times, through, turned + ((i + c) * parents + j) * D * E / PER,
+                                links + (n * FEW + c) * link_size + j, agreed + at, grad + at, even ? even + at : 0,
+                                grad_x ? to_x + (c * GROUP + n) * D : 0, to_votes + (c * GROUP + n) / PER * E);
+                    }
+                for (long c = 0; grad_w && c < few; c++) {
+                    const words *child_images = images + c * GROUP / PER * D, *to_vote = to_votes + c * GROUP / PER * E;
+                    REAL *to_w = grad_w + ((i + c) * parents + j) * D * E;
+                    if (some == GROUP)
+                        multiply(GROUP / PER, child_images, to_vote, to_w);
+                    else
+                        multiply(some / PER, child_images, to_vote, to_w);
+                }
+            }
+            for (int n = 0; grad_x && n < some; n++)
+                for (long c = 0; c < few; c++)
+                    for (int d = 0; d < D / PER; d++)
+                        grad_x[(k + n) * stride + (i + c) * D / PER + d] = join(to_x + (c * GROUP + n) * D + d * PER);
         }
     }
 }
 
 /* The gradients of the weighted sums of `times` iterations; the strays reach x and w only if through. Every vote has
 the gradient `even` besides, if that is not NULL. A gradient that is NULL is not computed. */
-void gradients(const shape *s, long times, long through, const vec *x, const REAL *w, const vec *agreed,
-               const REAL *prior, const vec *grad, const vec *even, vec *grad_x, REAL *grad_w, REAL *grad_prior,
-               vec *scratch) {
+void gradients(const shape *s, long times, long through, const words *x, const word *w, const word *turned,
+               const vec *agreed, const REAL *prior, const vec *grad, const vec *even, words *grad_x, REAL *grad_w,
+               REAL *grad_prior, vec *scratch) {
     long room = scratch_size(s, times);
 #pragma omp parallel for num_threads(s->workers)
     for (long worker = 0; worker < s->workers; worker++)
-        gradients_of(s, worker, times, through, x, w, agreed, prior, grad, even, grad_x, grad_w, grad_prior,
+        gradients_of(s, worker, times, through, x, w, turned, agreed, prior, grad, even, grad_x, grad_w, grad_prior,
                      scratch + worker * room);
 }

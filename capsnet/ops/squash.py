@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+MANY = 1 << 16  # numbers, for which compiled code saves more time than its call takes
 
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
@@ -12,10 +15,23 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
 def squash(s: Tensor) -> Tensor:
     """Shrink each vector to a length below 1 and keep its direction (Eq. 1).
 
-    One factor |s| of the equation is cancelled by hand, so that nothing is divided by a length: the result and its
-    gradient are exactly zero at a zero vector, with no epsilon.
+    Many on a CPU are squashed by compiled code, in the same dtypes.
 
     s [..., e] → v [..., e]
+    """
+    if s.numel() >= MANY and s.device.type == "cpu" and not torch.compiler.is_compiling():
+        from capsnet.ops.fused_squash import FusedSquash, can_fuse
+
+        if can_fuse(s) and unpack_dual(s).tangent is None:  # of which an autograd function would lose the second
+            return FusedSquash.apply(s)
+    return plain_squash(s)
+
+
+def plain_squash(s: Tensor) -> Tensor:
+    """Eq. 1 in plain PyTorch; shapes as in `squash`.
+
+    One factor |s| of the equation is cancelled by hand, so that nothing is divided by a length: the result and its
+    gradient are exactly zero at a zero vector, with no epsilon.
     """
     exact = sum_dtype(s)  # in which the square of a long float16 vector has room
     length = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=exact)  # over the capsule's own axis e
@@ -27,7 +43,8 @@ def squash_gradient(s: Tensor, grad: Tensor) -> Tensor:
 
     s [..., e], grad [..., e] → [..., e]
     """
-    length = torch.linalg.vector_norm(s, dim=-1, keepdim=True)  # over the capsule's own axis e
+    exact = sum_dtype(s)
+    length = torch.linalg.vector_norm(s.to(exact), dim=-1, keepdim=True)  # over the capsule's own axis e
     shrink = 1 / (1 + length.square())
-    along = (s * grad).sum(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(s.dtype).tiny)
-    return grad * (length * shrink) + s * (along * (1 - length.square()) * shrink.square())
+    along = (s.to(exact) * grad).sum(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(exact).tiny)
+    return (grad * (length * shrink) + s * (along * (1 - length.square()) * shrink.square())).to(s.dtype)
