@@ -25,8 +25,8 @@ from capsnet.ops.convolution import _fourier_pays
 from capsnet.ops.fourier import fourier_conv2d
 
 CPU = torch.device("cpu")
-SECONDS = 0.25  # for the rounds of one pair
-ROUNDS = (3, 15)  # at least and at most
+SECONDS = 0.5  # for the rounds of one pair
+ROUNDS = (5, 15)  # at least and at most
 WAYS: Mapping[str, Callable[..., Tensor]] = {"direct": F.conv2d, "fourier": fourier_conv2d}
 
 

@@ -19,7 +19,7 @@ from capsnet.recipes import Paper
 from capsnet.robustness.descent import margin
 from capsnet.robustness.exposed import Exposed
 
-STEPS = {"cpu": 2, "cuda": 5}  # until a step takes no more memory: the first makes Adam's state, the fourth records
+STEPS = 5  # until one takes no more memory: the first makes Adam's state, and on a GPU the fourth is recorded
 
 
 def peak(name: str, shape: Shape) -> int | None:
@@ -60,7 +60,7 @@ def _training_peak(setting: Setting, batch: int) -> int:
         keep_freed_memory()
     with _growth(device) as grown:
         taken = Stepper(setting, batch)
-        for _ in range(STEPS[device.type]):
+        for _ in range(STEPS):
             taken.step()
     return grown[0]
 
