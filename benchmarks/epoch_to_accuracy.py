@@ -1,6 +1,6 @@
 """Times training from a cold start, with all that is compiled for it, to 99.0, 99.5 and 99.65 % of MNIST's validation.
 
-python benchmarks/epoch_to_accuracy.py               the recipe fast, into results/epoch_to_accuracy/cpu.json, or cuda
+python benchmarks/epoch_to_accuracy.py               the recipe fast, into results/epoch_to_accuracy/
 python benchmarks/epoch_to_accuracy.py --epochs 12   a longer run; its one-cycle rate is stretched over it
 python benchmarks/epoch_to_accuracy.py --quick       the bundled digits for three epochs, into build/
 
@@ -22,6 +22,8 @@ from typing import Any
 from running import places, words
 
 from capsnet.benchmarks.bench import keep, show
+from capsnet.benchmarks.measuring import machine_kind
+from capsnet.benchmarks.using import CACHES
 from capsnet.data import load_data
 from capsnet.data.sources import data_folder
 from capsnet.errors import InputError
@@ -33,7 +35,6 @@ from capsnet.runs import start_run
 from capsnet.training import train
 
 MARKS = (0.99, 0.995, 0.9965)
-CACHES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 PROGRAM = "import sys; sys.path.insert(0, {!r}); from epoch_to_accuracy import learn; learn(sys.argv[1])"
 
 
@@ -95,7 +96,8 @@ def results_of(trained: Trained, data: str, recipe: Recipe) -> dict[str, Any]:
     for mark in MARKS:
         first = next((one for one in epochs if one["accuracy"] >= mark), {"seconds": None, "epoch": None})
         marks.append({"accuracy": mark, "seconds": first["seconds"], "epoch": first["epoch"]})
-    about = {"environment": environment(default_device()), "data": data, "recipe": name_of(recipe)}
+    device = default_device()
+    about = {"environment": environment(device), "kind": machine_kind(device), "data": data, "recipe": name_of(recipe)}
     asked = {"epochs_asked": recipe.epochs, "steps_asked": recipe.steps, "validation_n": trained.validation[0]["n"]}
     return about | asked | {"marks": marks, "epochs": epochs, "test": trained.test, "seconds": trained.seconds}
 
@@ -115,7 +117,7 @@ def main() -> None:
     folder, picture = places("epoch_to_accuracy", asked.quick, asked.folder)
     with tempfile.TemporaryDirectory() as place:
         results = results_of(learn_elsewhere(data, recipe, Path(place)), data, recipe)
-    path = folder / "epoch_to_accuracy" / f"{default_device().type}.json"
+    path = folder / "epoch_to_accuracy" / f"{machine_kind(default_device())}.json"
     keep(path, results | {"quick": asked.quick})
     show("epoch_to_accuracy", path, picture)
 

@@ -1,6 +1,6 @@
 """Times routing, forward and backward, by every path; measures its memory; lets the work grow.
 
-python benchmarks/routing.py            prints tables, writes results/routing/cpu.json, or cuda.json, and a picture
+python benchmarks/routing.py            prints tables, writes results/routing/<kind of machine>.json and a picture
 python benchmarks/routing.py --quick    small sizes, for a look; what it writes goes to build/
 
 Takes many minutes. The measurement is `capsnet.benchmarks.routing`, which `capsnet bench` runs too.

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from capsnet.benchmarks.bench import bench
+from capsnet.benchmarks.measuring import machine_kind
 from capsnet.hardware import default_device
 
 ROOT = Path(__file__).parent.parent
@@ -19,11 +20,11 @@ def words(about: str) -> argparse.ArgumentParser:
 
 def places(name: str, quick: bool, folder: Path | None) -> tuple[Path, Path]:
     """The folder of the JSON files, and where the picture goes: what is whole and not sent elsewhere is published."""
-    device = default_device().type
+    kind = machine_kind(default_device())
     if folder is None and not quick:
-        return ROOT / "results", ROOT / "docs" / f"{name}-{device}.png"
+        return ROOT / "results", ROOT / "docs" / f"{name}-{kind}.png"
     folder = folder or ROOT / "build"
-    return folder, folder / name / f"{device}.png"
+    return folder, folder / name / f"{kind}.png"
 
 
 def run(name: str, about: str) -> None:

@@ -6,13 +6,14 @@ python benchmarks/tables.py --check    exits with 1 where they are not what resu
 
 import json
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from capsnet.benchmarks.goals import Results
-from capsnet.benchmarks.pictures import draw
+from capsnet.benchmarks.goals import AIMS, KINDS, Results, default_row, epoch, goals
+from capsnet.benchmarks.pictures import DRAWN, draw
 from capsnet.benchmarks.report import goals_by_device, kernel_table, machine, markdown, tables
 from capsnet.robustness.intervals import wilson
 
@@ -21,6 +22,7 @@ SPEED = {  # by the program that measures it
     "training": "Training and prediction, step by step",
     "routing": "Routing",
     "epoch_to_accuracy": "Time to an accuracy",
+    "convolution": "The convolution, directly and by Fourier transform",
 }
 PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
 
@@ -190,25 +192,65 @@ def detection_in_short(measured: dict[str, Any]) -> str:
 
 
 def speed() -> dict[str, dict[str, Results]]:
-    """What was measured of speed, by program and device."""
+    """What was measured of speed, by program and kind of machine, and of the demo."""
     folders = {name: sorted((ROOT / "results" / name).glob("*.json")) for name in SPEED}
-    return {name: {path.stem: json.loads(path.read_text()) for path in paths} for name, paths in folders.items()}
+    measured = {name: {path.stem: json.loads(path.read_text()) for path in paths} for name, paths in folders.items()}
+    return measured | {"demo": demo()}
+
+
+def demo() -> dict[str, Results]:
+    """The run of `make demo` by kind of machine; of several the one that took the median time."""
+    found = defaultdict(list)
+    for path in sorted((ROOT / "results").glob("digits-*.json")):
+        run = json.loads(path.read_text())
+        if run["recipe"] == "digits" and "cpu" in run["environment"]["torch"]:
+            found["cpu-bf16" if "bf16" in run["environment"]["precision"] else "cpu-float32"].append(run)
+    return {kind: sorted(runs, key=lambda run: run["training_seconds"])[len(runs) // 2] for kind, runs in found.items()}
 
 
 def speed_in_short(measured: dict[str, dict[str, Results]]) -> str:
-    """What the README shows: what was asked for beside what each device reached, and the steps of training."""
-    made = markdown(goals_by_device(measured))
-    for results in measured["training"].values():
-        made += f"\n{machine(results)}\n\n{markdown(tables('training', results)[0])}"
-    return made
+    """What the README says of speed: the main figures of the first kind of machine, and their picture."""
+    kind = next((kind for kind in KINDS if kind in measured["training"]), None)
+    if kind is None:
+        return ""
+    results, where = measured["training"][kind], measured["training"][kind]["environment"]
+    row = default_row(results)
+    said = (
+        f"On {where['cores']} cores of an {where['device']} ({KINDS[kind]}, torch {where['torch']}) training in "
+        f"{row['dtype']} takes {row['images_per_second']:,.0f} images/s at batch {results['batch']}, "
+        f"{row['times_textbook']:.1f} times naive PyTorch's in float32{epoch_in_short(measured, kind)}"
+        f"{start_in_short(results)}. {goals_in_short(measured, kind)}"
+    )
+    picture = f"![Training, from the textbook's step to ours](docs/training-{kind}.png)"
+    return f"{textwrap.fill(said, 120, break_on_hyphens=False)}\n\n{picture}\n"
+
+
+def epoch_in_short(measured: dict[str, dict[str, Results]], kind: str) -> str:
+    """How long an epoch takes, if it was measured."""
+    found = epoch(measured["epoch_to_accuracy"].get(kind, {}))
+    return "" if found is None else f"; an epoch of MNIST takes {found[0]:.0f} s"
+
+
+def start_in_short(results: Results) -> str:
+    """How soon the first step is done, if it was measured."""
+    if not (first := results.get("first_step")):
+        return ""
+    return f"; the first step ends {first['filled']:.1f} s after the command ({first['empty']:.1f} s the first time)"
+
+
+def goals_in_short(measured: dict[str, dict[str, Results]], kind: str) -> str:
+    """How many of the goals were held on a kind of machine."""
+    found = [goal for name in AIMS for goal in goals(name, measured[name].get(kind, {})) if goal.held is not None]
+    held = sum(bool(goal.held) for goal in found)
+    return f"Of the {len(found)} goals that were measured there {held} are held and {len(found) - held} missed."
 
 
 def speed_in_full(measured: dict[str, dict[str, Results]]) -> str:
-    """All tables of speed, a section for each program and device."""
+    """All tables of speed, a section for each program and kind of machine."""
     made = f"\n## Speed\n{markdown(goals_by_device(measured))}"
     for name, title in SPEED.items():
-        for device, results in measured[name].items():
-            made += f"\n## {title}: {device}\n{machine(results)}\n"
+        for kind, results in measured[name].items():
+            made += f"\n## {title}: {KINDS[kind]}\n{machine(results)}\n"
             made += "".join(f"\n{markdown(table)}" for table in tables(name, results))
     for path in sorted((ROOT / "results" / "kernels").glob("*.json")):
         results = json.loads(path.read_text())
@@ -328,9 +370,10 @@ def main() -> int:
         return int(bool(stale))
     for name in stale:
         (ROOT / name).write_text(files[name])
-    for name, devices in measured.items():
-        for device, results in devices.items():
-            draw(name, results, ROOT / "docs" / f"{name}-{device}.png")
+    for name, kinds in ((name, measured[name]) for name in SPEED):
+        for kind, results in kinds.items():
+            if name in DRAWN:
+                draw(name, results, ROOT / "docs" / f"{name}-{kind}.png")
     return 0
 
 

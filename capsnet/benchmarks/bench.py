@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from capsnet.benchmarks.goals import Results
+from capsnet.benchmarks.measuring import machine_kind
 from capsnet.benchmarks.report import print_tables
 from capsnet.errors import InputError
 from capsnet.files import atomic_write
@@ -16,12 +17,12 @@ from capsnet.hardware import default_device
 def bench(name: str, folder: Path, *, quick: bool = False, picture: Path | None = None) -> Path:
     """Measure "routing" or "training" on this machine; print tables, and leave JSON and a picture in a folder.
 
-    The files are <name>/cpu.json or <name>/cuda.json and a PNG beside it, or `picture`. What is measured is written as
+    The files are <name>/<kind of machine>.json and a PNG beside it, or `picture`. What is measured is written as
     soon as it is known. A quick measurement takes sizes that show no more than that it runs.
     Raises WrongResult for a path or a setting that does not do what the textbook does, and InputError for a folder that
     cannot be made.
     """
-    path = folder / name / f"{default_device().type}.json"
+    path = folder / name / f"{machine_kind(default_device())}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,16 +43,17 @@ def keep(path: Path, results: Results) -> None:
 
 
 def show(name: str, path: Path, picture: Path) -> None:
-    """Print the tables of results that were kept, draw their picture, and say where both are."""
+    """Print the tables of results that were kept, draw their picture if there is one, and say where both are."""
     results = json.loads(path.read_text())
     print_tables(name, results)
     print(path)
     if find_spec("matplotlib") is None:
         print("no picture: matplotlib is not installed")
         return
-    from capsnet.benchmarks.pictures import draw
+    from capsnet.benchmarks.pictures import DRAWN, draw
 
-    print(draw(name, results, picture))
+    if name in DRAWN:
+        print(draw(name, results, picture))
 
 
 def _measurements(name: str) -> Callable[[bool], Iterator[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What all measurements share: a clock that waits for the device, turns, limits of the machine, and wrong results."""
+"""What all measurements share: a clock that waits for the device, turns, the machine's limits, and wrong results."""
 
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -6,6 +6,8 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+
+from capsnet.hardware import fast_bf16
 
 SIDE = 4096  # of the square matrices whose product sets the rate
 
@@ -19,6 +21,13 @@ class Limits(NamedTuple):
 
     flops: float  # FLOP/s of a matrix product
     bandwidth: float  # bytes/s of a copy, read and written
+
+
+def machine_kind(device: torch.device) -> str:
+    """What results of this kind of machine are filed under: "cpu-bf16", "cpu-float32" or the accelerator's type."""
+    if device.type != "cpu":
+        return device.type
+    return "cpu-bf16" if fast_bf16(device) else "cpu-float32"
 
 
 def wait(device: torch.device) -> None:

@@ -31,14 +31,9 @@ GROWS = {"i": ("children", BLUE, "o"), "j": ("parents", VERMILLION, "s"), "b": (
 
 
 def draw(name: str, results: Results, path: Path) -> Path:
-    """Draw what "routing", "training" or "epoch_to_accuracy" measured, with the machine below it, as a PNG."""
-    drawing: dict[str, Callable[[Figure, Results], None]] = {
-        "routing": _draw_routing,
-        "training": _draw_training,
-        "epoch_to_accuracy": _draw_accuracy,
-    }
+    """Draw what one of DRAWN measured, with the machine below it, as a PNG."""
     with page(path, 9, 4.2, layout="constrained") as figure:
-        drawing[name](figure, results)
+        DRAWN[name](figure, results)
         figure.supxlabel(wrapped(machine(results).replace("`", ""), 8.5, SMALL), fontsize=SMALL, color=GREY)
     return path
 
@@ -53,13 +48,19 @@ def _draw_training(figure: Figure, results: Results) -> None:
     )
     names = [row["name"] for row in rows]
     rates = [row["images_per_second"] for row in rows]
-    bars = axes.barh(names, rates, color=[GREY, *[BLUE] * (len(rows) - 1)], height=0.7)
+    bars = axes.barh(names, rates, color=[_colour(row) for row in rows], height=0.7)
     told = [f"{row['times_textbook']:.2f} x, {100 * row['share']:.0f} % of the matrix rate" for row in rows]
     axes.bar_label(bars, told, padding=4, fontsize=SMALL, color=BLACK)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * max(rates))
     axes.set_xlabel("images/s", fontsize=LABEL)
     _quiet(axes, "x")
+
+
+def _colour(row: Results) -> str:
+    if row["name"] == "textbook":
+        return GREY
+    return BLUE if row.get("default", True) else PALE
 
 
 def _draw_routing(figure: Figure, results: Results) -> None:
@@ -125,3 +126,10 @@ def _quiet(axes: Axes, grid: str) -> None:
     axes.grid(color=PALE, linewidth=0.5, axis=grid)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+DRAWN: dict[str, Callable[[Figure, Results], None]] = {
+    "routing": _draw_routing,
+    "training": _draw_training,
+    "epoch_to_accuracy": _draw_accuracy,
+}

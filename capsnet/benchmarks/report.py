@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from capsnet.benchmarks.goals import NOT_RUN, Results, goals
+from capsnet.benchmarks.goals import AIMS, KINDS, NOT_RUN, Results, goals
+
+CONVOLVED = (16, 128)  # images: the batches of a convolution that tables show
 
 
 class Table(NamedTuple):
@@ -24,14 +26,16 @@ def machine(results: Results) -> str:
 
 
 def tables(name: str, results: Results) -> list[Table]:
-    """The tables of "routing", "training" or "epoch_to_accuracy"; of what was not measured there is none."""
-    if name == "epoch_to_accuracy":
-        return [_marks(results), _epochs(results)]
+    """The tables of "routing", "training", "convolution" or "epoch_to_accuracy"; of what was not measured: none."""
     if name == "routing":
         made = [_shapes(results), _memory(results), _growth(results), _listed(results)]
+    elif name == "training":
+        made = [_steps(results), _parts(results), _use(results)]
+    elif name == "convolution":
+        made = [_convolutions(results), _convolution_errors(results)]
     else:
-        made = [_steps(results), _use(results)]
-    if not results["quick"]:
+        made = [_marks(results), _epochs(results)]
+    if name in AIMS and not results["quick"]:
         made.append(goal_table(name, results))
     return [table for table in made if table.rows]
 
@@ -61,7 +65,7 @@ def goal_table(name: str, results: Results) -> Table:
     """The goals, and what came out."""
     words = {None: "not run", True: "held", False: "missed"}
     rows = [(goal.what, goal.asked, goal.measured, words[goal.held]) for goal in goals(name, results)]
-    return Table("Goals for two processor cores", ("what", "goal", "measured", "verdict"), rows)
+    return Table("Goals for two CPU cores, and for a GPU", ("what", "goal", "measured", "verdict"), rows)
 
 
 def kernel_table(results: Results) -> Table:
@@ -85,14 +89,20 @@ def kernel_table(results: Results) -> Table:
 
 
 def goals_by_device(measured: dict[str, dict[str, Results]]) -> Table:
-    """The goals of routing and training beside what each device reached: measured[name][device]."""
+    """All goals beside what each kind of machine reached, as far as it was measured: measured[name][kind]."""
+    kinds = [kind for kind in KINDS if kind == "cuda" or any(kind in measured.get(name, {}) for name in AIMS)]
     rows = []
-    for name in ("routing", "training"):
-        columns = [goals(name, measured.get(name, {}).get(device, {})) for device in ("cpu", "cuda")]
-        for cpu, cuda in zip(*columns, strict=True):
-            rows.append((cpu.what, cpu.asked, cpu.mark, cuda.mark))
-    title = f"Goals for two processor cores, and what was measured; {NOT_RUN}: not run"
-    return Table(title, ("what", "goal", "processor", "GPU"), rows)
+    for name in AIMS:
+        columns = [goals(name, measured.get(name, {}).get(kind, {})) for kind in kinds]
+        rows += [(of[0].what, of[0].asked, *(goal.mark for goal in of)) for of in zip(*columns, strict=True)]
+    title = f"Goals for two CPU cores, and for a GPU, and what was measured; {NOT_RUN}: not run"
+    return Table(title, ("what", "goal", *(_column(kind, measured) for kind in kinds)), rows)
+
+
+def _column(kind: str, measured: dict[str, dict[str, Results]]) -> str:
+    """A kind of machine, and which machines those are."""
+    found = (measured[name][kind]["environment"]["device"] for name in AIMS if kind in measured.get(name, {}))
+    return ": ".join((KINDS[kind], *([", ".join(devices)] if (devices := dict.fromkeys(found)) else [])))
 
 
 def _shapes(results: Results) -> Table:
@@ -134,16 +144,21 @@ def _growth(results: Results) -> Table:
 
 
 def _listed(results: Results) -> Table:
-    listed = results.get("listed")
-    if listed is None:
+    listed = results.get("listed", {})
+    if "again" not in listed:
         return Table("", (), [])
     takes = [one["door_takes"] for one in listed["each"]]
-    at = " · ".join(f"{size:,}" for size in listed["worst"]["shape"])
-    cells = (f"{listed['n']:,}", f"{min(takes):.2f}", f"{median(takes):.2f}", f"{max(takes):.2f}", at)
-    title = "The door's time over the textbook's at small and odd shapes, float32; above 1.10 it was measured again"
+    again = [one["door_takes"] for one in listed["again"]]
+    cells = (f"{listed['n']:,}", *(f"{of:.2f}" for of in (min(takes), median(takes), median(again), max(again))))
+    worst = " · ".join(f"{size:,}" for size in max(listed["again"], key=lambda one: one["door_takes"])["shape"])
+    title = (
+        f"The door's time over the textbook's at small and odd shapes, float32, each the median of {listed['rounds']} "
+        f"pairs; the {len(again)} worst were then timed once more, and only these second figures count for them"
+    )
     if listed["left_out"]:
         title += f"; {listed['left_out']} with more than 80 million votes or weights left out"
-    return Table(title, ("shapes", "least", "median", "most", "which"), [cells])
+    head = ("shapes", "least", "median", f"median of the {len(again)} worst", "most of them", "which")
+    return Table(title, head, [(*cells, worst)])
 
 
 def _steps(results: Results) -> Table:
@@ -159,20 +174,67 @@ def _steps(results: Results) -> Table:
     return Table(title, ("what", "dtype", "images/s", "against the textbook", "of the matrix rate"), rows)
 
 
+def _parts(results: Results) -> Table:
+    rows = []
+    for one in results["routing"]:
+        times = (_ms(one[name]) if name in one else NOT_RUN for name in ("ms", "step_ms"))
+        rows.append((one["dtype"], one["gradient"], *times, f"{100 * one['share']:.1f} %"))
+    title = "Routing in a training step, one operation after the other, by the iterations that gradients pass through"
+    return Table(title, ("dtype", "iterations", "routing, ms", "step, ms", "routing's part"), rows)
+
+
 def _use(results: Results) -> Table:
     rates = ", ".join(f"{rate / 1e9:,.0f} in {dtype}" for dtype, rate in results["matrix_flops"].items())
-    routing = results["routing"]
-    rows = [
-        ("matrix product, GFLOP/s", rates),
-        ("routing in a training step", f"{routing['ms']:.1f} ms, {100 * routing['share']:.1f} % of it"),
-    ]
+    rows = [("matrix product, GFLOP/s", rates)]
     if (many := results.get("prediction")) is not None:
         rate = f"{many['images_per_second']:,.0f} images/s, {100 * many['share']:.0f} % of the matrix rate"
         rows += [(f"prediction of {many['n']:,} images, {many['dtype']}", rate)]
         rows += [("one image, once the network is loaded", f"{results['one_image_ms']:.1f} ms")]
+    if (memory := results.get("memory")) is not None:
+        held = f"of training at batch {results['batch']}, with the network, gradients and Adam's state"
+        rows += [(f"memory {held}, textbook", f"{_mib(memory['textbook'])} MiB")]
+        rows += [(f"memory {held}, ours", f"{_mib(memory['ours'])} MiB")]
+        attack = f"memory of an attack's gradient for {memory['attacked']} images, with the frozen network"
+        rows += [(attack, f"{_mib(memory['attack'])} MiB")]
     if results.get("help_seconds") is not None:
         rows += [("`capsnet --help`", f"{results['help_seconds']:.2f} s")]
+    for caches, seconds in (results.get("first_step") or {}).items():
+        rows += [(f"`capsnet train mnist` to the end of its first step, {caches} caches", f"{seconds:.2f} s")]
     return Table("Beside it", ("what", "measured"), rows)
+
+
+def _convolutions(results: Results) -> Table:
+    cells: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in results["rows"]:
+        if row["images"] in CONVOLVED and row["training"]:
+            key, ms = (_convolution(row), row["dtype"]), row["ms"]
+            cells[key] = (*cells.get(key, ()), _ms(ms["direct"]), _ms(ms["fourier"]), row["chosen"])
+    sizes = [size for size in CONVOLVED if any(row["images"] == size for row in results["rows"])]
+    head = ("shape", "dtype", *(f"{name}, {size}" for size in sizes for name in ("direct", "Fourier", "chosen")))
+    title = (
+        "Forward and backward of the direct convolution and of that by Fourier transform in ms, and which is chosen, "
+        "by the number of images; shapes are channels → kernels, image / kernel / stride"
+    )
+    return Table(title, head, [(*key, *of) for key, of in cells.items()])
+
+
+def _convolution_errors(results: Results) -> Table:
+    rows = []
+    for one in results["errors"]:
+        direct, fourier = one["direct"], one["fourier"]
+        ratios = [f"{fourier[name] / direct[name]:.2f} x ({direct[name]:.1e})" for name in direct]
+        rows.append((f"{one['images']} x {_convolution(one)}", one["dtype"], *ratios))
+    title = (
+        "The Fourier convolution's error over the direct one's (the latter relative in brackets), against float64; "
+        "errors are roots of mean squares"
+    )
+    return Table(title, ("shape", "dtype", "values", "gradient for images", "gradient for the weight"), rows)
+
+
+def _convolution(row: dict[str, Any]) -> str:
+    sizes = ("size", "kernel_size")
+    image, kernel = ("x".join(map(str, of)) if isinstance(of := row[name], list) else str(of) for name in sizes)
+    return f"{row['channels']} → {row['kernels']}, {image} / {kernel} / {row['stride']}"
 
 
 def _marks(results: Results) -> Table:

@@ -1,6 +1,6 @@
 """Times routing forward and backward by every path beside the textbook, measures its memory, and lets the work grow."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capsnet.benchmarks.measuring import Limits, in_turns, measure_limits, ratio, wait
+from capsnet.benchmarks.measuring import Limits, in_turns, machine_kind, measure_limits, ratio, wait
 from capsnet.benchmarks.memory import peak
 from capsnet.benchmarks.ways import PATHS, Shape, Way, check, inputs, ways
 from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
@@ -20,7 +20,8 @@ from capsnet.ops.paths import choose_path
 ITERATIONS = 3
 LEAST_SECONDS = 5e-3  # of a timing: shorter calls are repeated
 GROWN = 10.0  # milliseconds from which on a call's cost should be proportional to its work
-SLOWER = 1.1  # times as long as the textbook: more than the door should ever take
+LIST_ROUNDS = 5  # in which a shape of the list is timed
+WORST = 10  # shapes of the list that are timed once more
 MOST_VOTES = 1 << 28  # numbers of them that the textbook is asked to keep
 MOST_LISTED = 80_000_000  # votes or numbers of the weight of a shape of the list
 COMPILED_SIZES = ((8, 16), (5, 33))  # d and e on the list for a GPU, where each pair takes a compiler seconds
@@ -88,6 +89,7 @@ def measure(plan: Plan) -> Iterator[dict[str, Any]]:
     dtypes = [torch.float32, *([torch.bfloat16] if fast_bf16(device) else [])]
     limits = {dtype: measure_limits(device, dtype, plan.side) for dtype in dtypes}
     results: dict[str, Any] = {"environment": environment(device), "rounds": plan.rounds, "iterations": ITERATIONS}
+    results["kind"] = machine_kind(device)
     results["limits"] = {_name(dtype): limit._asdict() for dtype, limit in limits.items()}
     results["shapes"] = [
         compare(shape, dtype, limits[dtype], plan.rounds, device) for dtype in dtypes for shape in plan.shapes
@@ -98,7 +100,7 @@ def measure(plan: Plan) -> Iterator[dict[str, Any]]:
     results["growth"] = {axis: growth(axis, shapes, plan.rounds, device) for axis, shapes in plan.growth.items()}
     yield results
     listed = [shape for shape in plan.listed if device.type == "cpu" or shape[3:] in COMPILED_SIZES]
-    results["listed"] = door_on_the_list(listed, plan.rounds, device)
+    results["listed"] = times_on_the_list(listed, LIST_ROUNDS, device)
     yield results
 
 
@@ -176,26 +178,24 @@ def growth(axis: str, shapes: tuple[Shape, ...], rounds: int, device: torch.devi
     return {"shape": shapes[0]._asdict(), "sizes": list(times), "ms": list(times.values()), "of_proportional": told}
 
 
-def door_on_the_list(shapes: Sequence[Shape], rounds: int, device: torch.device) -> dict[str, Any]:
-    """How many times as long as the textbook the door takes at each of many small shapes, in float32.
+def times_on_the_list(shapes: Sequence[Shape], rounds: int, device: torch.device) -> dict[str, Any]:
+    """`route`'s time over the textbook's at each of many small shapes, in float32: the median of so many pairs.
 
-    Where it seems to be slower it is measured again, in four times as many rounds: the worst of so many shapes would
-    else be the one with the most noise.
+    The worst of many shapes are partly those with the most noise. So those that seem the worst are timed once more, and
+    only these second figures count for them.
     """
     small = [shape for shape in shapes if max(shape.votes, shape.weights) <= MOST_LISTED]
-    each: list[dict[str, Any]] = []
-    for shape in small:
-        found = ways(shape, device)
-        check("door", found["door"], shape, torch.float32, device)
-        arguments = inputs(shape, torch.float32, device)
-        calls = {name: partial(split, found[name], arguments) for name in ("textbook", "door")}
-        take = _door_takes(calls, rounds)
-        each.append({"shape": list(shape), "door_takes": take if take <= SLOWER else _door_takes(calls, 4 * rounds)})
-    worst = max(each, key=lambda one: one["door_takes"])
-    return {"n": len(small), "left_out": len(shapes) - len(small), "worst": worst, "each": each}
+    each = [{"shape": list(shape), "door_takes": _door_takes(shape, rounds, device)} for shape in small]
+    slowest = sorted(zip((one["door_takes"] for one in each), small, strict=True), reverse=True)[:WORST]
+    again = [{"shape": list(shape), "door_takes": _door_takes(shape, rounds, device)} for _, shape in slowest]
+    return {"n": len(small), "left_out": len(shapes) - len(small), "rounds": rounds, "again": again, "each": each}
 
 
-def _door_takes(calls: Mapping[str, Callable[[], Split]], rounds: int) -> float:
+def _door_takes(shape: Shape, rounds: int, device: torch.device) -> float:
+    found = ways(shape, device)
+    check("door", found["door"], shape, torch.float32, device)
+    arguments = inputs(shape, torch.float32, device)
+    calls = {name: partial(split, found[name], arguments) for name in ("textbook", "door")}
     times = {name: [one.both for one in of] for name, of in in_turns(calls, rounds).items()}
     return ratio(times["textbook"], times["door"])
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from shutil import which
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +42,15 @@ class Setting:
     dtype: str = "float32"
     compiled: bool = False
     trains: bool = False  # by the very step of `capsnet train`, which on a GPU is a CUDA graph
+    optional: bool = False  # what `capsnet train` does only if asked to
+    gradient: Literal["all", "last"] = "all"  # the routing iterations that gradients pass through
 
 
 def settings(device: torch.device) -> list[Setting]:
     """The settings that a device can have, in order."""
     processor, last = device.type == "cpu", Setting("textbook")
     bf16 = fast_bf16(device)
+    compiled = "torch.compile (off by default)" if processor else "torch.compile"
     steps: list[tuple[bool, str, dict[str, bool | str]]] = [
         (processor, "freed memory kept", {"keeps_memory": True}),
         (True, "channels-last", {"channels_last": True}),
@@ -55,7 +58,7 @@ def settings(device: torch.device) -> list[Setting]:
         (True, "routing without votes", {"stores_votes": False}),
         (True, "CapsNet, Adam in one pass", {"ours": True, "trains": processor}),
         (bf16, "bf16", {"dtype": "bfloat16"}),
-        ((bf16 or not processor) and which("c++") is not None, "torch.compile", {"compiled": True}),
+        (which("c++") is not None, compiled, {"compiled": True, "optional": processor}),
         (device.type == "cuda", "CUDA graph", {"trains": True}),
     ]
     found = [last]
@@ -64,6 +67,11 @@ def settings(device: torch.device) -> list[Setting]:
             last = replace(last, name=name, **change)  # type: ignore[arg-type]
             found.append(last)
     return found
+
+
+def default_setting(rows: list[Setting]) -> Setting:
+    """The way in which `capsnet train` takes a step, if nothing else is asked for."""
+    return [row for row in rows if not row.optional][-1]
 
 
 class Stepper:
@@ -75,7 +83,8 @@ class Stepper:
         images = torch.rand(batch, *IMAGE_SHAPE, generator=make)
         self.images = images.to(self.device)
         self.labels = torch.randint(CLASSES, (batch,), generator=make).to(self.device)
-        network = build_network(Paper(), IMAGE_SHAPE, CLASSES)
+        self.recipe = Paper(batch=batch, gradient=setting.gradient)
+        network = build_network(self.recipe, IMAGE_SHAPE, CLASSES)
         self.network: nn.Module = network
         if not setting.ours:
             convolve = strided_conv2d if setting.fourier else F.conv2d
@@ -104,7 +113,7 @@ class Stepper:
 
     def _loss(self) -> Tensor:
         if self.setting.ours:
-            return losses(self.forward, self.images, self.labels, Paper())["loss"]
+            return losses(self.forward, self.images, self.labels, self.recipe)["loss"]
         return self.forward(self.images, self.labels)
 
     def _training(self) -> "Step":
@@ -114,8 +123,7 @@ class Stepper:
 
         precision: Any = "bf16-mixed" if self.setting.dtype == "bfloat16" else "32-true"
         fabric = Fabric(accelerator=self.device.type, devices=1, precision=precision)
-        recipe = Paper(batch=len(self.labels))
-        return Step(self.network, recipe, fabric, compiled=self.setting.compiled)  # type: ignore[arg-type]
+        return Step(self.network, self.recipe, fabric, compiled=self.setting.compiled)  # type: ignore[arg-type]
 
     def images_per_second(self) -> float:
         """The rate of as many steps as a clock can tell."""

@@ -7,7 +7,18 @@ import torch
 
 from capsnet.benchmarks import routing
 from capsnet.benchmarks.measuring import Limits, WrongResult
-from capsnet.benchmarks.routing import LARGE, PAPER, QUICK, WHOLE, Split, door_on_the_list, floor, growth, measure
+from capsnet.benchmarks.routing import (
+    LARGE,
+    PAPER,
+    QUICK,
+    WHOLE,
+    WORST,
+    Split,
+    floor,
+    growth,
+    measure,
+    times_on_the_list,
+)
 from capsnet.benchmarks.ways import Shape, Way, textbook
 
 CPU = torch.device("cpu")
@@ -28,7 +39,7 @@ def test_of_a_fake_door_with_a_wrong_result_nothing_is_reported(fake_door):
     with pytest.raises(WrongResult, match="door routes"):
         next(measure(replace(QUICK, rounds=1)))
     with pytest.raises(WrongResult, match="door routes"):
-        door_on_the_list(QUICK.listed, 1, CPU)
+        times_on_the_list(QUICK.listed, 1, CPU)
 
 
 def test_what_grows_in_proportion_to_its_work_is_told_as_1_once_a_call_takes_10_ms(monkeypatch):
@@ -38,15 +49,22 @@ def test_what_grows_in_proportion_to_its_work_is_told_as_1_once_a_call_takes_10_
     assert grown["of_proportional"] == [None, 1.0, pytest.approx(1.0)]
 
 
-def test_the_worst_of_the_list_is_the_one_where_the_door_takes_longest(fake_door, monkeypatch):
+def test_the_worst_shapes_of_the_list_are_timed_once_more_all_in_as_many_rounds(fake_door, monkeypatch):
     fake_door(lambda children, weight: textbook(children, weight))
-    monkeypatch.setattr(
-        routing,
-        "split",
-        lambda way, given: Split(0.001, 0.002 if way.call is textbook else 0.002 * given[0].shape[1]),
-    )
-    listed = door_on_the_list([Shape(1, 1, 2), Shape(1, 4, 2)], 1, CPU)
-    assert listed["worst"] == {"shape": [1, 4, 2, 8, 16], "door_takes": pytest.approx(3.0)}
+    timed = []
+
+    def split(way, given):
+        timed.append(tuple(given[0].shape))
+        return Split(0.001, 0.002 if way.call is textbook else 0.002 * given[0].shape[1])
+
+    monkeypatch.setattr(routing, "split", split)
+    listed = times_on_the_list([Shape(1, i, 2) for i in range(1, WORST + 3)], 5, CPU)
+    assert [one["shape"][1] for one in listed["each"]] == list(range(1, WORST + 3))
+    assert [one["shape"][1] for one in listed["again"]] == list(range(WORST + 2, 2, -1))
+    assert listed["again"][0]["door_takes"] == pytest.approx((0.001 + 0.002 * (WORST + 2)) / 0.003)
+    calls = 2 * (1 + 5)  # of both ways: one that does not count, and five rounds
+    assert {timed.count((1, i, 8)) for i in (1, 2)} == {calls}
+    assert {timed.count((1, i, 8)) for i in range(3, WORST + 3)} == {2 * calls}
 
 
 def test_the_floor_is_that_of_the_flop_or_of_the_bytes_whichever_takes_longer():
