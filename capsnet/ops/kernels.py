@@ -41,9 +41,9 @@ TOGETHER = tl.constexpr(8)  # splits whose sums such a program loads at once
 SPLITS = 64  # of the children, at most
 MULTIPROCESSORS = 132  # of an H100; the same on any GPU, and so are the sums
 REGISTERS = 65536  # of a multiprocessor
-# Registers that a thread may have, by kernel and bytes of a number, where W has no more than so many in a tile and d, e
-# need no filling up: the compiler takes a few more, and one program fewer would run. results/kernels/sm_90.json has
-# what that spills.
+# Registers that a thread may have, by kernel and bytes of a number, where W has no more than so many in a tile, and d
+# and e need no filling up: the compiler takes a few more, and one program fewer would run. What that spills is in
+# results/kernels/sm_90.json.
 SMALL = 64 * 16
 MOST_REGISTERS = {
     "_statistics": {2: 128, 4: 96},
