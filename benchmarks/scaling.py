@@ -64,7 +64,7 @@ def measured(processes: int) -> dict[str, Any]:
     """What the first of so many processes measures."""
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     out = subprocess.run([*command, __file__, "--worker"], check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(out)
 

@@ -61,8 +61,8 @@ FAULTS = {
     ),
     "4b r + 1 iterations for r: fast path": Fault(
         "ops/fused.py",
-        "in range(iterations):",
-        "in range(iterations + 1):",
+        "    shape = (iterations, ",
+        "    iterations += 1\n    shape = (iterations, ",
         "ops/test_routing.py::test_r_iterations_are_r_weighted_sums",
     ),
     "4c the number of iterations is never read": Fault(
@@ -145,8 +145,8 @@ FAULTS = {
     ),
     "10c the best epoch is picked on the test images": Fault(
         "training.py",
-        "evaluate(self.kept, self.data.validation)",
-        "evaluate(self.kept, self.data.test)",
+        "images = self.data.validation\n",
+        "images = self.data.test\n",
         "test_honesty.py::test_training_never_looks_at_a_test_image",
     ),
     "10d the true label is the mask in a figure": Fault(

@@ -209,7 +209,7 @@ def start(command, *flags, folder, **options):
 def run(command, *flags, folder):
     """Run a command to its end: status, what it printed, and its errors."""
     with start(command, *flags, folder=folder) as process:
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -300,7 +300,7 @@ def test_two_nodes_train_together_and_only_the_first_has_the_folder(tmp_path):
         command = [*TORCHRUN, *flags, str(rank), "-m", "--", "capsnet"]
         nodes.append(start(command, *LINE, "--steps", 5, "--nodes", 2, folder=folder))
     for node in nodes:
-        _, err = node.communicate()
+        _, err = node.communicate(timeout=300)
         assert node.returncode == 0, err
     [part] = load_run(tmp_path / "0" / "run").training_parts
     assert (part.processes, part.nodes) == (2, 2)
@@ -327,7 +327,7 @@ def workers(process):
 
 def wait_for(path, process):
     while not (path.is_file() and path.stat().st_size):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=300)
         time.sleep(0.01)
 
 
@@ -338,11 +338,11 @@ def trained_by(command, folder, *flags, until="log.jsonl"):
     try:
         wait_for(folder / "run" / until, process)
         yield process
-        process.communicate()
+        process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=300)
 
 
 def told_to_stop(process, whom, number):
@@ -359,7 +359,7 @@ def told_to_stop(process, whom, number):
 def test_a_signal_to_any_process_stops_all_with_a_checkpoint(tmp_path, whom, number):
     with trained_by(CAPSNET, tmp_path, "--steps", 3000, "--devices", 2) as process:
         told_to_stop(process, whom, number)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     assert re.fullmatch("\nstopped; go on with: capsnet train digits --run run --resume\n", err)
     state = load_checkpoint(load_run(tmp_path / "run"))
@@ -370,7 +370,7 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(tmp_path, whom, num
 def test_a_killed_process_ends_the_training_with_its_status_and_one_line(tmp_path):
     with trained_by(CAPSNET, tmp_path, "--steps", 3000, "--devices", 2) as process:
         os.kill(workers(process)[1], signal.SIGKILL)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGKILL
     assert re.fullmatch("capsnet: another process of this training has ended: go on with --resume\n", err)
 
@@ -381,7 +381,7 @@ def test_a_killed_process_is_started_again_by_torchrun_from_the_last_checkpoint(
     flags = ["--epochs", 4, "--overwrite"]
     with trained_by(command, tmp_path, *flags, until=f"checkpoints/{EPOCH:010d}.ckpt") as process:
         os.kill(workers(process)[rank], signal.SIGKILL)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     ended = load_run(tmp_path / "run")
     parts = [part.from_step for part in ended.training_parts]
@@ -416,7 +416,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_processes_in_one_line(tmp_
     with trained_by(CAPSNET, tmp_path, "--steps", 3000, "--devices", 2) as process:
         shutil.rmtree(tmp_path / "run" / "checkpoints", ignore_errors=True)
         (tmp_path / "run" / "checkpoints").touch()
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
     assert re.fullmatch("capsnet: [^\n]*checkpoints[^\n]*\n", err), err
 

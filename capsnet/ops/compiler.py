@@ -21,7 +21,9 @@ from pathlib import Path
 from shutil import which
 from time import perf_counter
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 SECONDS = 60  # for a compiler that takes 1 to 3 on an idle core, until it is taken for hanging
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+TRACERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 ALIGNMENT = 64  # bytes, that of PyTorch's own memory
 
 
@@ -36,10 +39,10 @@ class CompilerError(Exception):
     """Why the machine's C compiler gives no library, in one line."""
 
 
-def library_for_this_processor(
+def library_for_this_cpu(
     source: Path, defines: Sequence[str], functions: Sequence[str], purpose: str
 ) -> ctypes.CDLL | None:
-    """The library of a source file, tuned for this processor; None, with one warning, where no compiler makes it."""
+    """The library of a source file, tuned for this CPU; None, with one warning, where no compiler makes it."""
     try:
         return shared_library(source, [*FLAGS, TUNED, *defines], functions)
     except CompilerError as error:
@@ -53,9 +56,16 @@ def _warn(line: str) -> None:
     log.warning(line)
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether C can read a tensor: its numbers lie in a CPU's memory, and no tracer of PyTorch's has to see its use."""
+    traced = any(torch._C._get_dispatch_mode(key) is not None for key in TRACERS)
+    plain = type(tensor) in (Tensor, Parameter) and tensor.device.type == "cpu"
+    return plain and not traced and torch._C._has_storage(tensor)
+
+
 def aligned(tensor: Tensor) -> Tensor:
     """The same numbers, contiguous, from where a vector register can be loaded at once."""
-    tensor = tensor.contiguous()
+    tensor = tensor.resolve_neg().contiguous()
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 

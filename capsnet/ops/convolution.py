@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from capsnet.ops.compiler import is_readable
 from capsnet.ops.fourier import MOST, fourier_conv2d, is_compiled, product_dtype, sizes
 from capsnet.ops.squash import sum_dtype
 
@@ -55,7 +56,7 @@ def _unfolded_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, stride
 def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
     """Whether the transform saves more multiplications than the transforms cost."""
     overhead = OVERHEADS.get((product_dtype(images), torch.is_grad_enabled()))
-    if images.device.type != "cpu" or overhead is None or not len(images):
+    if overhead is None or not len(images) or not (is_readable(images) or torch.compiler.is_compiling()):
         return False
     compiled = is_compiled(images.shape[1], len(weight))
     if not compiled and product_dtype(images) != torch.float32:

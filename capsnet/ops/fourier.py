@@ -14,7 +14,7 @@ matrix product where there is no C compiler, which takes six times the arithmeti
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from math import ceil, pi
 from pathlib import Path
@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from capsnet.ops.compiler import address, aligned, library_for_this_processor
+from capsnet.ops.compiler import address, aligned, is_readable, library_for_this_cpu
 
 SOURCE = Path(__file__).with_suffix(".c")
 FUNCTIONS = ("lanes", "analyze", "synthesize")
@@ -60,9 +61,10 @@ def sizes(images: Tensor, weight: Tensor, stride: int) -> tuple[Pair, Pair, Pair
 
 
 def product_dtype(images: Tensor) -> torch.dtype:
-    """The dtype in which `conv2d` would multiply: autocast's, or the images' own."""
+    """The dtype in which `conv2d` would multiply: autocast's, which float64 is exempt from, or the images' own."""
     device = images.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+    casts = torch.is_autocast_enabled(device) and images.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else images.dtype
 
 
 def is_compiled(*channels: int) -> bool:
@@ -114,21 +116,12 @@ class Waves:
 
     def __init__(self, down: Tensor, across: Tensor, mix: Tensor) -> None:
         self.down, self.across, self.mix = down, across, mix
-
-    @cached_property
-    def matrix(self) -> Tensor:
+        self.matrix = mix @ torch.kron(down, across)
         """The map as one matrix [m, rows · columns] in float64."""
-        return self.mix @ torch.kron(self.down, self.across)
-
-    @cached_property
-    def analysis(self) -> tuple[Tensor, ...]:
+        self.analysis = down.float().contiguous(), across.float().contiguous(), *_compressed(mix)
         """What `fourier.c` reads to analyze: down, across and mix in compressed rows."""
-        return self.down.float().contiguous(), self.across.float().contiguous(), *_compressed(self.mix)
-
-    @cached_property
-    def synthesis(self) -> tuple[Tensor, ...]:
+        self.synthesis = down.T.float().contiguous(), across.T.float().contiguous(), *_compressed(mix.T)
         """The same of the transposed map."""
-        return self.down.T.float().contiguous(), self.across.T.float().contiguous(), *_compressed(self.mix.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +169,7 @@ class Transform:
             places = rearrange(places, "b c (y s) (x t) -> (y x) (b s t c)", s=s, t=s)
             coefficients = rearrange(matrix @ places, "m (b n) -> m b n", n=s * s * given.shape[1])
             return coefficients.to(self.coefficients)
-        places = matrix.T @ here.flatten(1)
+        places = matrix.T @ rearrange(here, "m b n -> m (b n)")
         images = rearrange(places, "(y x) (b s t c) -> b c (y s) (x t)", y=rows, s=s, t=s, c=given.shape[2] // (s * s))
         return F.pad(images, (0, w - s * columns, 0, h - s * rows)).to(self.images)
 
@@ -186,9 +179,7 @@ class Transform:
         dtypes = self.images, self.coefficients
         known = dtypes in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16))
         small = max(*self.waves.down.shape, *self.waves.across.shape) <= MOST
-        if not (given.device.type == "cpu" and given.numel() and known and small):
-            return False
-        return is_compiled(channels)
+        return bool(given.numel()) and known and small and is_readable(given) and is_compiled(channels)
 
     def native(self, given: Tensor, analyzes: bool) -> Tensor:
         """One of the two by `fourier.c`."""
@@ -254,7 +245,7 @@ class _Linear(torch.autograd.Function):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    return library_for_this_processor(SOURCE, (), FUNCTIONS, "the convolution's transforms")
+    return library_for_this_cpu(SOURCE, (), FUNCTIONS, "the convolution's transforms")
 
 
 def _waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
@@ -275,6 +266,11 @@ def _find_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, 
     (a + ib)(c + id) = re + i im comes from three real ones: q(t) = (a cos t + b sin t)(c cos t + d sin t) is
     (ac + bd + re cos 2t + im sin 2t) / 2, so re and im are 4/3 of the sums of q cos 2t and q sin 2t over the angles t.
     """
+    with torch.device("cpu"), _disable_current_modes():  # what is kept serves callers who are not traced too
+        return _build_waves(points, taps, outputs)
+
+
+def _build_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
     rows: tuple[list[Tensor], ...] = ([], [], [])
     for frequency in product(range(points[0]), range(points[1])):
         mirror = tuple(-f % n for f, n in zip(frequency, points, strict=True))
@@ -291,8 +287,8 @@ def _find_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, 
     maps = []
     for matrix, (height, width) in zip(rows, (points, taps, outputs), strict=True):
         mix = torch.linalg.solve(whole, torch.stack(matrix), left=False)
-        maps.append(Waves(down[:, :height], across[:, :width], mix.where(mix.abs() > 1e-9, 0)))
-    maps[2].mix /= points[0] * points[1]
+        scale = 1 if matrix is not rows[2] else 1 / (points[0] * points[1])
+        maps.append(Waves(down[:, :height], across[:, :width], scale * mix.where(mix.abs() > 1e-9, 0)))
     return maps[0], maps[1], maps[2]
 
 

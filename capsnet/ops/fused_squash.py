@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capsnet.ops.compiler import address, library_for_this_processor
+from capsnet.ops.compiler import address, is_readable, library_for_this_cpu
 from capsnet.ops.squash import plain_squash, squash_gradient
 
 SOURCE = Path(__file__).with_suffix(".c").with_stem("squash")
@@ -26,8 +26,8 @@ REALS = {
 
 def can_fuse(s: Tensor) -> bool:
     """Whether compiled code can squash these capsules [..., e]."""
-    fits = s.device.type == "cpu" and s.dtype in REALS and 1 <= s.ndim <= 4 and 1 <= s.shape[-1] <= WIDEST
-    return fits and s.numel() > 0 and _compiled(s.dtype, s.shape[-1]) is not None
+    fits = s.dtype in REALS and 1 <= s.ndim <= 4 and 1 <= s.shape[-1] <= WIDEST and s.numel() > 0
+    return fits and is_readable(s) and _compiled(s.dtype, s.shape[-1]) is not None
 
 
 class FusedSquash(torch.autograd.Function):
@@ -36,10 +36,10 @@ class FusedSquash(torch.autograd.Function):
     @staticmethod
     def forward(s: Tensor) -> Tensor:
         """See `squash`."""
-        if not can_fuse(s):  # a row of vmap's more may be an axis too many
+        if not can_fuse(s):  # as with an axis of vmap in addition
             return plain_squash(s)
         s = _with_neighbours(s)
-        v = torch.empty(s.shape, dtype=s.dtype)
+        v = s.new_empty(s.shape)
         _call("squash", s, v)
         return v
 
@@ -53,8 +53,7 @@ class FusedSquash(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """The derivative's matrix is symmetric, so that this and `jvp` are one."""
         (s,) = ctx.saved_tensors
-        has_memory = torch._C._has_storage(grad)  # unlike a gradient of `is_grads_batched`
-        return _Gradient.apply(s, grad) if has_memory else squash_gradient(s, grad)
+        return _Gradient.apply(s, grad) if is_readable(grad) else squash_gradient(s, grad)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
@@ -103,6 +102,7 @@ class _Gradient(torch.autograd.Function):
 
 def _with_neighbours(capsules: Tensor) -> Tensor:
     """The same, with a capsule's numbers one after the other in memory."""
+    capsules = capsules.resolve_neg()
     return capsules if capsules.stride(-1) == 1 or capsules.shape[-1] == 1 else capsules.contiguous()
 
 
@@ -121,4 +121,4 @@ def _three(numbers: tuple[int, ...], missing: int) -> ctypes.Array[ctypes.c_long
 
 @cache
 def _compiled(dtype: torch.dtype, e: int) -> ctypes.CDLL | None:
-    return library_for_this_processor(SOURCE, (*REALS[dtype], f"-DD={e}"), FUNCTIONS, "the squash")
+    return library_for_this_cpu(SOURCE, (*REALS[dtype], f"-DD={e}"), FUNCTIONS, "the squash")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from capsnet.ops import passes
-from capsnet.ops.compiler import address, aligned, library_for_this_processor
+from capsnet.ops.compiler import address, aligned, is_readable, library_for_this_cpu
 from capsnet.ops.passes import Gradients
 from capsnet.ops.squash import sum_dtype
 from capsnet.ops.streaming import empty_gradients
@@ -87,11 +87,11 @@ class Passes(passes.Passes):
 
     def _empty_sums(self) -> Tensor:
         workers, blocks, (_, j, _, e) = self.shape.workers, self.shape.blocks, self.weight.shape
-        return torch.zeros(workers, blocks, j, e, self.lanes, dtype=self.exact)
+        return self.x.new_zeros(workers, blocks, j, e, self.lanes, dtype=self.exact)
 
     def _scratch(self, times: int) -> Tensor:
         size = self.library.scratch_size(ctypes.byref(self.shape), ctypes.c_long(times))
-        return torch.empty(self.shape.workers, size, self.lanes, dtype=self.exact)
+        return self.x.new_empty(self.shape.workers, size, self.lanes, dtype=self.exact)
 
     def _call(self, name: str, *given: Tensor | int | None) -> None:
         numbers = (ctypes.c_long(a) if isinstance(a, int) else address(a) for a in given)
@@ -115,6 +115,8 @@ def lacking(children: Tensor, weight: Tensor) -> str:
         return f"it takes the processor, and the children are on {children.device.type}"
     if not (children.numel() and weight.numel()):
         return "there is nothing to route"
+    if not (is_readable(children) and is_readable(weight)):
+        return "the tensors have no memory, or their operations are traced"
     if max(d, e) > WIDEST:
         return f"capsules of {d} and {e} dimensions are wider than {WIDEST}"
     found = compiled(_dtype_of(children, weight), d, e)
@@ -132,7 +134,7 @@ def compiled(dtype: torch.dtype, d: int, e: int) -> ctypes.CDLL | None:
     """The library for capsules of d and e dimensions, or None, with one warning, where no compiler can make it."""
     single = ("-DREAL=float", "-DSINGLE")
     real = {torch.bfloat16: (*single, "-DPAIRS"), torch.float32: single, torch.float64: ("-DREAL=double",)}[dtype]
-    library = library_for_this_processor(SOURCE, [*real, f"-DD={d}", f"-DE={e}"], FUNCTIONS, "routing")
+    library = library_for_this_cpu(SOURCE, [*real, f"-DD={d}", f"-DE={e}"], FUNCTIONS, "routing")
     if library is not None:
         library.scratch_size.restype = ctypes.c_long
     return library

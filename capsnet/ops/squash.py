@@ -19,10 +19,10 @@ def squash(s: Tensor) -> Tensor:
 
     s [..., e] → v [..., e]
     """
-    if s.numel() >= MANY and s.device.type == "cpu" and not torch.compiler.is_compiling():
+    if s.numel() >= MANY and not torch.compiler.is_compiling():
         from capsnet.ops.fused_squash import FusedSquash, can_fuse
 
-        if can_fuse(s) and unpack_dual(s).tangent is None:  # of which an autograd function would lose the second
+        if can_fuse(s) and unpack_dual(s).tangent is None:  # an autograd function would lose the second derivative
             return FusedSquash.apply(s)
     return plain_squash(s)
 

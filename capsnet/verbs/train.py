@@ -121,7 +121,8 @@ class Train:
         if not launched() and processes > device_count():
             kind = "CPU core" if device == "cpu" else "GPU"
             raise InputError(f"--devices {processes}, but this machine has {device_count()} {kind}(s): ask for fewer")
-        check_batch(self.settings.batch, processes)
+        if not self.resume:  # a run that goes on has its own batch, which is checked once it is read
+            check_batch(self.settings.batch, processes)
         for name, wanted in (("cuda-graph", self.cuda_graph), ("images-on-device", self.images_on_device)):
             if not wanted and device == "cpu":
                 raise InputError(f"--no-{name} has no effect on a CPU: leave it out")

@@ -130,7 +130,7 @@ COMPILERS = {
     ),
     "a compiler of something else": (
         lambda folder: script(folder, 'cc -shared -o "$last" -x c /dev/null'),
-        "has no function lanes, scratch_size, even_sum, weighted_sum, gradients",
+        "has no function lanes, per_word, scratch_size, even_sum, weighted_sum, gradients",
     ),
 }
 
