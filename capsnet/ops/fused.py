@@ -13,6 +13,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from capsnet.ops.compiler import is_readable
 from capsnet.ops.passes import Gradients, Steps
 from capsnet.ops.paths import choose_path, passes_of
 from capsnet.ops.squash import sum_dtype
@@ -113,4 +114,5 @@ def _(
 def _passes(children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> Steps:
     """The passes of the path that suits these tensors; of the textbook's, which keeps votes, there are none."""
     path = choose_path(children, weight)
-    return passes_of("streaming" if path == "twin" else path)(children, weight, prior, leaky)
+    plain = path == "twin" or (path == "native" and not (is_readable(children) and is_readable(weight)))
+    return passes_of("streaming" if plain else path)(children, weight, prior, leaky)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from capsnet.ops import passes
-from capsnet.ops.compiler import address, aligned, is_readable, library_for_this_cpu
+from capsnet.ops.compiler import address, aligned, library_for_this_cpu
 from capsnet.ops.passes import Gradients
 from capsnet.ops.squash import sum_dtype
 from capsnet.ops.streaming import empty_gradients
@@ -115,8 +115,6 @@ def lacking(children: Tensor, weight: Tensor) -> str:
         return f"it takes the processor, and the children are on {children.device.type}"
     if not (children.numel() and weight.numel()):
         return "there is nothing to route"
-    if not (is_readable(children) and is_readable(weight)):
-        return "the tensors have no memory, or their operations are traced"
     if max(d, e) > WIDEST:
         return f"capsules of {d} and {e} dimensions are wider than {WIDEST}"
     found = compiled(_dtype_of(children, weight), d, e)
