@@ -50,7 +50,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)  # no zeros are made for it
 
 
-def _backward(gradients: Callable[..., Any], ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(gradients: Callable[..., Any], ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:  # which stands for zeros
+        return (None,) * 7
     children, weight, prior, sums = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])  # those of a frozen network's weights are false
     inputs = children, weight, prior, sums, grad, ctx.leaky, ctx.through, needs
