@@ -61,8 +61,8 @@ FAULTS = {
     ),
     "4b r + 1 iterations for r: fast path": Fault(
         "ops/fused.py",
-        "in range(iterations):",
-        "in range(iterations + 1):",
+        "shape = (iterations, len(children)",
+        "shape = (iterations := iterations + 1, len(children)",
         "ops/test_routing.py::test_r_iterations_are_r_weighted_sums",
     ),
     "4c the number of iterations is never read": Fault(
