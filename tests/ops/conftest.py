@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from capsnet.ops import compiler, native, streaming
+from capsnet.ops import compiler, fourier, fused_squash, native, streaming
 from capsnet.ops.paths import routing_path
 from tests.ops.routes import PATHS
+
+LIBRARIES = (native.compiled, fourier._library, fused_squash._compiled)  # which are kept once they are compiled
 
 
 @pytest.fixture(params=PATHS)
@@ -20,10 +22,12 @@ def path(request, monkeypatch):
 def nothing_compiled(monkeypatch, tmp_path):
     """A machine where nothing has been compiled yet, and its empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.compiled.cache_clear()
+    for found in LIBRARIES:
+        found.cache_clear()
     compiler._warn.cache_clear()
     yield tmp_path / "cache" / "capsnet" / "native"
-    native.compiled.cache_clear()
+    for found in LIBRARIES:
+        found.cache_clear()
     compiler._warn.cache_clear()
 
 

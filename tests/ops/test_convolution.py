@@ -86,13 +86,14 @@ def way(request, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("b", "c", "grid", "k", "kernel", "stride"), SIZES)
 def test_the_transforms_error_is_at_most_twice_the_direct_sums(way, dtype, b, c, grid, k, kernel, stride):
-    images, weight, _ = inputs(b, c, grid, k, kernel, torch.float32)
+    images, weight, bias = inputs(b, c, grid, k, kernel, torch.float32)
     images, weight = images.to(dtype).float(), weight.contiguous(memory_format=torch.channels_last)
-    exact = with_gradients(lambda *tensors: F.conv2d(*tensors, None, stride), images.double(), weight.double())
+    doubles = images.double(), weight.double(), bias.double()
+    exact = with_gradients(lambda *tensors: F.conv2d(*tensors, stride), *doubles)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        transformed = with_gradients(lambda *t: fourier_conv2d(*t, None, stride), images.to(dtype), weight)
-        direct = with_gradients(lambda *t: F.conv2d(*t, None, stride), images.to(dtype), weight)
-    for name, truth, ours, its in zip(("result", "images", "weight"), exact, transformed, direct, strict=True):
+        transformed = with_gradients(lambda *t: fourier_conv2d(*t, stride), images.to(dtype), weight, bias)
+        direct = with_gradients(lambda *t: F.conv2d(*t, stride), images.to(dtype), weight, bias)
+    for name, truth, ours, its in zip(("result", "images", "weight", "bias"), exact, transformed, direct, strict=True):
         assert ours.dtype == its.dtype, name
         assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean(), name
 
@@ -163,6 +164,10 @@ def chosen(monkeypatch):
     return shapes
 
 
+needs_compiler = pytest.mark.skipif(fourier._library() is None, reason="there is no C compiler")
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_transform_is_chosen_for_the_papers_network(chosen, dtype, autocast):
@@ -205,12 +210,20 @@ def test_the_direct_sum_is_chosen_where_the_transform_does_not_pay(chosen, dtype
     assert chosen == []
 
 
+def test_float64_stays_float64_under_autocast():
+    tensors = inputs(32, 64, (20, 20), 64, (9, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(strided_conv2d(*tensors, 2), F.conv2d(*tensors, 2))
+        assert fourier_conv2d(*tensors, 2).dtype == torch.float64
+
+
 def test_without_a_compiler_the_direct_sum_is_chosen_in_bf16(chosen, monkeypatch):
     monkeypatch.setattr(fourier, "_library", lambda: None)
     strided_conv2d(*inputs(32, 64, (20, 20), 64, (9, 9), torch.bfloat16), 2)
     assert chosen == []
 
 
+@needs_compiler
 @pytest.mark.parametrize("path", sorted(MEASURED.glob("cpu*.json")), ids=lambda path: path.stem)
 def test_the_choice_takes_at_most_a_third_longer_than_the_faster_way(path):
     for row in json.loads(path.read_text())["rows"]:
