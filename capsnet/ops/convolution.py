@@ -56,7 +56,9 @@ def _unfolded_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, stride
 def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
     """Whether the transform saves more multiplications than the transforms cost."""
     overhead = OVERHEADS.get((product_dtype(images), torch.is_grad_enabled()))
-    if overhead is None or not len(images) or not (is_readable(images) or torch.compiler.is_compiling()):
+    if overhead is None or images.device.type != "cpu" or not len(images):
+        return False
+    if not (torch.compiler.is_compiling() or is_readable(images)):
         return False
     compiled = is_compiled(images.shape[1], len(weight))
     if not compiled and product_dtype(images) != torch.float32:

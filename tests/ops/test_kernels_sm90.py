@@ -120,7 +120,7 @@ def test_every_kernel_compiles_for_an_h100_and_fits_its_registers_and_shared_mem
     for row in rows:
         assert row["shared"] < SHARED, row
         assert row["slots"] >= 132, row  # one program at least on each multiprocessor
-        assert row["spills"] <= (256 if shape == PAPER and dtype.itemsize <= 4 else 512), row
+        assert row["spills"] <= (256 if shape == PAPER and dtype.itemsize == 2 else 512), row
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
