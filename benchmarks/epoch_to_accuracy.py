@@ -28,7 +28,7 @@ from capsnet.data import load_data
 from capsnet.data.sources import data_folder
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
-from capsnet.hardware import default_device, environment
+from capsnet.hardware import default_device, environment, keep_freed_memory
 from capsnet.recipe import Recipe
 from capsnet.recipes import Digits, Fast, find_recipe, name_of
 from capsnet.runs import start_run
@@ -49,6 +49,7 @@ class Trained:
 
 def learn(asked: str) -> None:
     """Train and judge in this process: a run in the folder, and beside it what the test images say."""
+    keep_freed_memory()  # as `capsnet train` does
     given = json.loads(asked)
     data_of, recipe = given["data"], find_recipe(given["recipe"])(**given["fields"])
     data = load_data(data_of, validation=recipe.validation, seed=recipe.seed)
