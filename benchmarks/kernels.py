@@ -32,8 +32,7 @@ from capsnet.ops import kernels
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NAMES = tuple(name for name, found in vars(kernels).items() if getattr(found, "do_not_specialize", None))
 OPTIONAL = ("agreed", "prior", "grad", "to_agreed")
-MULTIPROCESSORS = 132
-REGISTERS, SHARED, WARPS, PROGRAMS = 65_536, 227 << 10, 64, 32  # of a multiprocessor
+SHARED, WARPS, PROGRAMS = 227 << 10, 64, 32  # of a multiprocessor
 RESERVED = 1 << 10  # bytes of shared memory that each program takes besides its own
 GRANULE = 256  # registers that a warp is given at once
 ITERATIONS = 3
@@ -126,8 +125,8 @@ def measure(compiled: Any) -> dict[str, int]:
     usage = _dump(compiled, "--dump-resource-usage")
     registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
-    by_registers = REGISTERS // (-(-registers * 32 // GRANULE) * GRANULE * warps)
-    slots = MULTIPROCESSORS * min(by_registers, SHARED // (shared + RESERVED), WARPS // warps, PROGRAMS)
+    by_registers = kernels.REGISTERS // (-(-registers * 32 // GRANULE) * GRANULE * warps)
+    slots = kernels.MULTIPROCESSORS * min(by_registers, SHARED // (shared + RESERVED), WARPS // warps, PROGRAMS)
     return {"registers": registers, "spills": stack, "shared": shared, "warps": warps, "slots": slots}
 
 

@@ -9,7 +9,7 @@ coefficients   [coefficients, images, stride · stride, channels]
 across         [waves, places] of the columns, down the same of the rows; transposed in `synthesize`
 mix            rows of products of waves in compressed form: entries starts[m] to starts[m + 1] of indices and values;
                `synthesize` has the transposed rows
-scratch        [workers, coefficients, channels]
+scratch        [workers, coefficients, stride · stride, channels] of floats
 
 Each of the workers, which are OpenMP's threads and so PyTorch's, does its own part of the images' phases. */
 
@@ -96,23 +96,24 @@ INLINE void analyze_part(const shape *s, long worker, const void *images, void *
                          const float *across, const mix *x, char *tile, long from_bf16, long to_bf16) {
     long phases = s->stride * s->stride, size = to_bf16 ? 2 : 4, line = phases * s->channels * size;
     for (long image = s->images * worker / s->workers; image < s->images * (worker + 1) / s->workers; image++) {
-      for (long phase = 0; phase < phases; phase++) {
-        long first_row = phase / s->stride, first_column = phase % s->stride;
-        long rows = inside(s->height, first_row, s->stride, s->rows);
-        long columns = inside(s->width, first_column, s->stride, s->columns);
-        for (long c = 0; c < s->channels; c += LANES) {
-            vec places[MOST], half[MOST * MOST], waves[MOST * MOST];
-            for (long y = 0; y < rows; y++) {
-                long row = (image * s->height + y * s->stride + first_row) * s->width + first_column;
-                for (long z = 0; z < columns; z++)
-                    places[z] = load(images, (row + z * s->stride) * s->channels + c, from_bf16);
-                multiply(s->across, columns, across, s->columns, places, 1, half + y * s->across, 1);
+        for (long phase = 0; phase < phases; phase++) {
+            long first_row = phase / s->stride, first_column = phase % s->stride;
+            long rows = inside(s->height, first_row, s->stride, s->rows);
+            long columns = inside(s->width, first_column, s->stride, s->columns);
+            for (long c = 0; c < s->channels; c += LANES) {
+                vec places[MOST], half[MOST * MOST], waves[MOST * MOST];
+                for (long y = 0; y < rows; y++) {
+                    long row = (image * s->height + y * s->stride + first_row) * s->width + first_column;
+                    for (long z = 0; z < columns; z++)
+                        places[z] = load(images, (row + z * s->stride) * s->channels + c, from_bf16);
+                    multiply(s->across, columns, across, s->columns, places, 1, half + y * s->across, 1);
+                }
+                for (long q = 0; q < s->across; q++)
+                    multiply(s->down, rows, down, s->rows, half + q, s->across, waves + q, s->across);
+                for (long m = 0; m < s->coefficients; m++)
+                    store(mixed(x, m, waves), tile, (m * phases + phase) * s->channels + c, to_bf16);
             }
-            for (long q = 0; q < s->across; q++)
-                multiply(s->down, rows, down, s->rows, half + q, s->across, waves + q, s->across);
-            for (long m = 0; m < s->coefficients; m++) store(mixed(x, m, waves), tile, (m * phases + phase) * s->channels + c, to_bf16);
         }
-      }
         for (long m = 0; m < s->coefficients; m++)
             memcpy((char *)coefficients + (m * s->images + image) * line, tile + m * line, line);
     }
@@ -122,26 +123,27 @@ INLINE void synthesize_part(const shape *s, long worker, const void *coefficient
                             const float *across, const mix *x, char *tile, long from_bf16, long to_bf16) {
     long phases = s->stride * s->stride, line = phases * s->channels * (from_bf16 ? 2 : 4);
     for (long image = s->images * worker / s->workers; image < s->images * (worker + 1) / s->workers; image++) {
-      for (long m = 0; m < s->coefficients; m++)
+        for (long m = 0; m < s->coefficients; m++)
             memcpy(tile + m * line, (const char *)coefficients + (m * s->images + image) * line, line);
-      for (long phase = 0; phase < phases; phase++) {
-        long first_row = phase / s->stride, first_column = phase % s->stride;
-        long rows = inside(s->height, first_row, s->stride, s->rows);
-        long columns = inside(s->width, first_column, s->stride, s->columns);
-        for (long c = 0; c < s->channels; c += LANES) {
-            vec places[MOST], half[MOST * MOST], waves[MOST * MOST], given[2 * MOST * MOST];
-            for (long m = 0; m < s->coefficients; m++) given[m] = load(tile, (m * phases + phase) * s->channels + c, from_bf16);
-            for (long q = 0; q < s->down * s->across; q++) waves[q] = mixed(x, q, given);
-            for (long q = 0; q < s->across; q++)
-                multiply(rows, s->down, down, s->down, waves + q, s->across, half + q, s->across);
-            for (long y = 0; y < rows; y++) {
-                long row = (image * s->height + y * s->stride + first_row) * s->width + first_column;
-                multiply(columns, s->across, across, s->across, half + y * s->across, 1, places, 1);
-                for (long z = 0; z < columns; z++)
-                    store(places[z], images, (row + z * s->stride) * s->channels + c, to_bf16);
+        for (long phase = 0; phase < phases; phase++) {
+            long first_row = phase / s->stride, first_column = phase % s->stride;
+            long rows = inside(s->height, first_row, s->stride, s->rows);
+            long columns = inside(s->width, first_column, s->stride, s->columns);
+            for (long c = 0; c < s->channels; c += LANES) {
+                vec places[MOST], half[MOST * MOST], waves[MOST * MOST], given[2 * MOST * MOST];
+                for (long m = 0; m < s->coefficients; m++)
+                    given[m] = load(tile, (m * phases + phase) * s->channels + c, from_bf16);
+                for (long q = 0; q < s->down * s->across; q++) waves[q] = mixed(x, q, given);
+                for (long q = 0; q < s->across; q++)
+                    multiply(rows, s->down, down, s->down, waves + q, s->across, half + q, s->across);
+                for (long y = 0; y < rows; y++) {
+                    long row = (image * s->height + y * s->stride + first_row) * s->width + first_column;
+                    multiply(columns, s->across, across, s->across, half + y * s->across, 1, places, 1);
+                    for (long z = 0; z < columns; z++)
+                        store(places[z], images, (row + z * s->stride) * s->channels + c, to_bf16);
+                }
             }
         }
-      }
     }
 }
 
