@@ -41,13 +41,19 @@ def measure() -> dict[str, Any]:
     fabric, recipe = join(), Fast(precision="32-true", compile=False)
     network = build_network(recipe, (1, 28, 28), 10)
     step = Step(network, recipe, fabric, compiled=False)
-    ours = share(recipe.batch, fabric.global_rank, fabric.world_size)
-    images, labels = torch.rand(recipe.batch, 1, 28, 28)[ours], torch.arange(recipe.batch)[ours] % 10
+    ours = share(recipe.batch_size, fabric.global_rank, fabric.world_size)
+    images, labels = torch.rand(recipe.batch_size, 1, 28, 28)[ours], torch.arange(recipe.batch_size)[ours] % 10
     gradients = torch.zeros(sum(weight.numel() for weight in network.parameters()))
-    steps = times(lambda: step(images, labels, 1e-3, recipe.batch))
+    steps = times(lambda: step(images, labels, 1e-3, recipe.batch_size))
     reduced = times(lambda: fabric.all_reduce(gradients)) if fabric.world_size > 1 else []
     threads, parameters = torch.get_num_threads(), len(gradients)
-    return {"batch": recipe.batch, "parameters": parameters, "threads": threads, "steps": steps, "reductions": reduced}
+    return {
+        "batch": recipe.batch_size,
+        "parameters": parameters,
+        "threads": threads,
+        "steps": steps,
+        "reductions": reduced,
+    }
 
 
 def times(call: Any) -> list[float]:

@@ -43,20 +43,20 @@ def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: 
         check_labels(labels, *scores.shape)
         parts = {"loss": cross_entropy(scores, labels)}
     else:
-        scores, _, drawing = network(images, labels)  # [b, j]
+        scores, _, reconstruction = network(images, labels)  # [b, j]
         parts = {"margin": margin_loss(scores, labels)}
         parts["loss"] = parts["margin"]
-        if drawing is not None:
-            parts["reconstruction"] = reconstruction_loss(drawing, images)
-            parts["loss"] = parts["margin"] + recipe.reconstruction * parts["reconstruction"]
+        if reconstruction is not None:
+            parts["reconstruction"] = reconstruction_loss(reconstruction, images)
+            parts["loss"] = parts["margin"] + recipe.reconstruction_weight * parts["reconstruction"]
     return parts | {"accuracy": (scores.argmax(dim=-1) == labels).float().mean()}  # over classes j
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> float:
     """Adam's rate at a step, counted from 0, of a run of so many steps."""
     if recipe.schedule == "exponential":
-        return max(recipe.rate_floor, recipe.rate * recipe.decay ** (step / (recipe.decay_steps or epoch_steps)))
+        return max(recipe.lr_min, recipe.lr * recipe.lr_decay ** (step / (recipe.lr_decay_steps or epoch_steps)))
     rise = recipe.warmup * steps
     if step < rise:
-        return recipe.rate * (1 - math.cos(math.pi * (step + 1) / (rise + 1))) / 2
-    return recipe.rate * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+        return recipe.lr * (1 - math.cos(math.pi * (step + 1) / (rise + 1))) / 2
+    return recipe.lr * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2

@@ -54,20 +54,20 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Answers(Scored):
+class BatchPredictions(Scored):
     """A network's answers for n images."""
 
-    drawings: Tensor | None
+    reconstructions: Tensor | None
     """[n, c, h, w] in [0, 1]."""
 
 
 @dataclass(frozen=True)
-class Judgement(Scored):
+class Predictions(Scored):
     """A network's answers for n labelled images, and how far off its drawings are."""
 
     labels: Tensor
     """[n]."""
-    drawing_errors: Tensor | None
+    reconstruction_errors: Tensor | None
     """[n]: squared error of each drawing, summed over pixels; None without drawings."""
     masked_by: MaskedBy
 
@@ -76,11 +76,13 @@ class Judgement(Scored):
         n, classes = self.scores.shape
         confusion = torch.bincount(self.labels * classes + self.predictions, minlength=classes**2)
         errors = int((self.predictions != self.labels).sum())
-        drawn = None if self.drawing_errors is None else float(self.drawing_errors.double().mean())  # over images
+        drawn = (
+            None if self.reconstruction_errors is None else float(self.reconstruction_errors.double().mean())
+        )  # over images
         return Evaluation(n, errors, confusion.view(classes, classes).tolist(), drawn, self.masked_by)
 
 
-def answer(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | None = None) -> Answers:
+def predict_batch(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | None = None) -> BatchPredictions:
     """A network's answers for a batch of images in [0, 1]; it draws the capsules of `classes`, or the longest ones.
 
     Raises InputError where a score is NaN or infinite, which says whether the images or the weights are at fault.
@@ -92,7 +94,7 @@ def answer(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | No
         scores = output.lengths if isinstance(network, CapsNet) else output.softmax(dim=-1)  # over classes j
         if not scores.isfinite().all():
             raise InputError(_fault(network, images))
-    return Answers(scores, output.drawing if isinstance(network, CapsNet) else None)
+    return BatchPredictions(scores, output.reconstruction if isinstance(network, CapsNet) else None)
 
 
 def _fault(network: CapsNet | ConvBaseline, images: Tensor) -> str:
@@ -106,21 +108,23 @@ def _fault(network: CapsNet | ConvBaseline, images: Tensor) -> str:
     return "the network's scores are NaN or infinite, though its weights are not: evaluate it in float32"
 
 
-def answers(
+def predict_batches(
     network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
-) -> Iterator[tuple[Tensor, Tensor, Answers]]:
+) -> Iterator[tuple[Tensor, Tensor, BatchPredictions]]:
     """Go through a set in order, on the network's device and in evaluation mode: images, labels, answers by batch."""
     device, training = next(network.parameters()).device, network.training
     network.eval()
     try:
         for some in batches(images, batch):
             pixels, labels = (part.to(device) for part in some)
-            yield pixels, labels, answer(network, pixels, labels if masked_by == "label" else None)
+            yield pixels, labels, predict_batch(network, pixels, labels if masked_by == "label" else None)
     finally:
         network.train(training)
 
 
-def judge(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Judgement:
+def predict_set(
+    network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction"
+) -> Predictions:
     """Keep a network's answer for each image of a set.
 
     Raises InputError for a set without images.
@@ -128,12 +132,12 @@ def judge(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: Maske
     if not len(images):
         raise InputError("there are no images to evaluate on")
     scores, errors = [], []
-    for pixels, _, given in answers(network, images, masked_by=masked_by):
+    for pixels, _, given in predict_batches(network, images, masked_by=masked_by):
         scores.append(given.scores.float().cpu())
-        if given.drawings is not None:
-            squares = (given.drawings.float() - pixels).square()
+        if given.reconstructions is not None:
+            squares = (given.reconstructions.float() - pixels).square()
             errors.append(reduce(squares, "b c h w -> b", "sum").cpu())
-    return Judgement(torch.cat(scores), images.labels.cpu(), torch.cat(errors) if errors else None, masked_by)
+    return Predictions(torch.cat(scores), images.labels.cpu(), torch.cat(errors) if errors else None, masked_by)
 
 
 def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
@@ -141,4 +145,4 @@ def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: Ma
 
     Raises InputError for a set without images.
     """
-    return judge(network, images, masked_by=masked_by).evaluation()
+    return predict_set(network, images, masked_by=masked_by).evaluation()

@@ -60,7 +60,7 @@ def check_counts(devices: int | None, nodes: int | None) -> None:
 def check_batch(batch: int, processes: int) -> None:
     """Raise InputError where a batch cannot be cut over so many processes."""
     if batch < processes:
-        raise InputError(f"--batch {batch} has no image for some of {processes} processes: at least {processes}")
+        raise InputError(f"--batch-size {batch} has no image for some of {processes} processes: at least {processes}")
 
 
 def launch(devices: int) -> None:

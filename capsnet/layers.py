@@ -66,7 +66,7 @@ class RoutedCaps(nn.Module):
 
     `places` above 1 shares each capsule type's matrices over its places, so that `children` must list a type's places
     one after the other. `prior` makes the initial logits a parameter, `bias` adds one to each weighted sum; `leaky`
-    gives the children an orphan class.
+    gives the children a none-of-the-above logit.
     """
 
     def __init__(
@@ -81,13 +81,18 @@ class RoutedCaps(nn.Module):
         places: int = 1,
         prior: bool = False,
         bias: bool = False,
-        leaky: bool = False,
+        none_of_the_above: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(children // places, parents, child_dim, parent_dim))
         self.prior = nn.Parameter(torch.zeros(children, parents)) if prior else None
         self.bias = nn.Parameter(torch.zeros(parents, parent_dim)) if bias else None
-        self.iterations, self.gradient, self.places, self.leaky = iterations, gradient, places, leaky
+        self.iterations, self.gradient, self.places, self.none_of_the_above = (
+            iterations,
+            gradient,
+            places,
+            none_of_the_above,
+        )
         nn.init.normal_(self.weight, std=0.1)
 
     def matrices(self) -> Tensor:
@@ -99,7 +104,9 @@ class RoutedCaps(nn.Module):
     def trace(self, children: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Watch the routing: children [b, i, d] → couplings [b, i, j], parents [b, j, e] of each iteration in turn."""
         votes = vote(children, self.matrices())  # [b, i, j, e]
-        return routing_trace(votes, self.iterations, prior=self.prior, bias=self.bias, leaky=self.leaky)
+        return routing_trace(
+            votes, self.iterations, prior=self.prior, bias=self.bias, none_of_the_above=self.none_of_the_above
+        )
 
     def forward(self, children: Tensor) -> Tensor:
         """Children [b, i, d] → parents [b, j, e]."""
@@ -109,7 +116,7 @@ class RoutedCaps(nn.Module):
             self.iterations,
             prior=self.prior,
             bias=self.bias,
-            leaky=self.leaky,
+            none_of_the_above=self.none_of_the_above,
             gradient=self.gradient,
         )
 

@@ -26,21 +26,23 @@ def margin_loss(
     return reduce(missing + down_weight * spurious, "b j -> b", "sum").mean()
 
 
-def reconstruction_loss(drawing: Tensor, image: Tensor) -> Tensor:
-    """Squared difference of drawing and image, summed over pixels and channels and averaged over images (4.1).
+def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """Squared difference of reconstruction and image, summed over pixels and channels and averaged over images (4.1).
 
     Raises InputError where the two shapes differ.
 
-    drawing [b, c, h, w], image [b, c, h, w], both in [0, 1] → a scalar
+    reconstruction [b, c, h, w], image [b, c, h, w], both in [0, 1] → a scalar
     """
-    if drawing.shape != image.shape:
-        raise InputError(f"a drawing of shape {list(drawing.shape)} cannot be compared with images {list(image.shape)}")
-    return squared_errors(drawing, image).mean()
+    if reconstruction.shape != image.shape:
+        raise InputError(
+            f"a reconstruction of shape {list(reconstruction.shape)} cannot be compared with images {list(image.shape)}"
+        )
+    return squared_errors(reconstruction, image).mean()
 
 
-def squared_errors(drawing: Tensor, image: Tensor) -> Tensor:
+def squared_errors(reconstruction: Tensor, image: Tensor) -> Tensor:
     """How badly each image is drawn: squared errors, summed over pixels.
 
-    drawing [b, c, h, w], image [b, c, h, w], both in [0, 1] → [b]
+    reconstruction [b, c, h, w], image [b, c, h, w], both in [0, 1] → [b]
     """
-    return reduce((drawing - image).square(), "b c h w -> b", "sum")
+    return reduce((reconstruction - image).square(), "b c h w -> b", "sum")

@@ -31,7 +31,7 @@ class CapsNetOutput(NamedTuple):
 
     lengths: Tensor  # [b, j], each in [0, 1)
     capsules: Tensor  # [b, j, e]
-    drawing: Tensor | None  # [b, c, h, w] in [0, 1], or None without a decoder
+    reconstruction: Tensor | None  # [b, c, h, w] in [0, 1], or None without a decoder
 
 
 class CapsNet(HubNetwork, tags=["capsule-network"]):
@@ -39,9 +39,10 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
 
     The defaults are the paper's for MNIST: 8,215,568 parameters. Sizes that follow from others are worked out. What
     the paper's text leaves open or its authors' code does otherwise is an option: `prior` learns the initial logits,
-    `bias` is added inside every iteration, `leaky` adds an orphan class to the softmax, `slope` makes conv1's ReLU
-    leaky, `shared` uses one set of matrices at every place of the grid, `primary_scale` multiplies the primary
-    capsules before the squash, `initialisation="official"` starts from the authors' truncated normals.
+    `bias` is added inside every iteration, `none_of_the_above` adds a logit of no class to the softmax,
+    `negative_slope` makes conv1's ReLU leaky, `shared` uses one set of matrices at every place of the grid,
+    `primary_scale` multiplies the primary capsules before the squash, `initialisation="official"` starts from the
+    authors' truncated normals.
 
     Raises InputError for an argument of another type or out of bounds, an image that is too small for the kernels, and
     more than 2**31 parameters.
@@ -64,8 +65,8 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         capsule_dim: Size = 16,
         prior: bool = False,
         bias: bool = False,
-        leaky: bool = False,
-        slope: Slope = 0.0,
+        none_of_the_above: bool = False,
+        negative_slope: Slope = 0.0,
         shared: bool = False,
         initialisation: Initialisation = "torch",
         decoder: Decoder = "dense",
@@ -84,7 +85,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
             prior=capsules * classes if prior else 0,
             decoder=drawn[decoder] * down * across,
         )
-        self.image_shape, self.classes, self.slope = image_shape, classes, slope
+        self.image_shape, self.classes, self.negative_slope = image_shape, classes, negative_slope
         self.grid = (height, width)  # of the primary capsules of one type
         self.conv1 = StridedConv2d(image_shape[0], conv_channels, conv_kernel)
         self.primary_caps = PrimaryCaps(
@@ -100,7 +101,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
             places=places if shared else 1,
             prior=prior,
             bias=bias,
-            leaky=leaky,
+            none_of_the_above=none_of_the_above,
         )
         self.decoder = _decoder(decoder, classes, capsule_dim, image_shape)
         if initialisation == "official":
@@ -120,7 +121,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         images [b, c, h, w] in [0, 1] → children [b, i, d]
         """
         check_images(images, self.image_shape, self.conv1.weight)
-        x = F.leaky_relu(self.conv1(images), self.slope)  # [b, 256, 20, 20]
+        x = F.leaky_relu(self.conv1(images), self.negative_slope)  # [b, 256, 20, 20]
         return self.primary_caps(x)  # [b, 1152, 8]
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
@@ -128,15 +129,15 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
 
         Raises InputError without a decoder, and for classes that are not whole numbers from 0 to j - 1, one an image.
 
-        capsules [b, j, e], classes [b] → drawing [b, c, h, w] in [0, 1]
+        capsules [b, j, e], classes [b] → reconstruction [b, c, h, w] in [0, 1]
         """
-        self.check_draws()
+        self.check_decoder()
         b, j, _ = capsules.shape
         check_labels(classes, b, j, "classes")
         mask = one_hot(classes, capsules[..., 0])  # [b, j]
         return self.decoder(capsules * mask.unsqueeze(-1))  # type: ignore[misc]  # it is there, as checked
 
-    def check_draws(self) -> None:
+    def check_decoder(self) -> None:
         """Raise InputError without a decoder."""
         if self.decoder is None:
             raise InputError("this network has no decoder, so it cannot draw: train one with --decoder dense")
@@ -144,7 +145,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
     def forward(self, images: Tensor, classes: Tensor | None = None) -> CapsNetOutput:
         """Classify and draw; the capsule that is drawn is that of `classes`, or the longest one if None.
 
-        images [b, c, h, w], classes [b] → lengths [b, j], capsules [b, j, e], drawing [b, c, h, w]
+        images [b, c, h, w], classes [b] → lengths [b, j], capsules [b, j, e], reconstruction [b, c, h, w]
         """
         capsules = self.encode(images)  # [b, j, e]
         lengths = torch.linalg.vector_norm(capsules, dim=-1)  # over the capsule's own axis e

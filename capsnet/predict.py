@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from capsnet.data import image_tensor
-from capsnet.evaluation import answer
+from capsnet.evaluation import predict_batch
 from capsnet.hardware import default_device
 from capsnet.losses import squared_errors
 from capsnet.robustness.detector import load_detector
@@ -44,10 +44,10 @@ def predict(run: Run, images: Iterable[str | Path], *, invert: bool = False) -> 
         some = files[start : start + BATCH]
         read = [image_tensor(image, run.image_shape, invert=invert) for image in some]
         pixels = torch.stack(read).to(default_device()) / 255  # [b, c, h, w]
-        given = answer(network, pixels)
+        given = predict_batch(network, pixels)
         errors: list[float | None] = [None] * len(some)
-        if given.drawings is not None:
-            errors = squared_errors(given.drawings, pixels).tolist()
+        if given.reconstructions is not None:
+            errors = squared_errors(given.reconstructions, pixels).tolist()
         answers = [run.classes[k] for k in given.predictions.tolist()]
         for image, named, scores, error in zip(some, answers, given.scores.tolist(), errors, strict=True):
             suspicious = None if error is None or threshold is None else error > threshold

@@ -43,7 +43,7 @@ class Recipe:
     """Channels of conv1."""
     conv_kernel: Size = 9
     """Side of conv1's kernel, in pixels."""
-    slope: Slope = 0.0
+    negative_slope: Slope = 0.0
     """Slope of conv1's leaky ReLU below zero; 0 is the paper's ReLU."""
     primary_types: Size = 32
     """Types of primary capsules."""
@@ -63,15 +63,15 @@ class Recipe:
     """Learn the initial routing logits."""
     bias: bool = False
     """Add a learned bias to the weighted sum inside every iteration."""
-    leaky: bool = False
-    """Give the children an orphan class in the softmax."""
+    none_of_the_above: bool = False
+    """Give the children a none-of-the-above logit in the softmax."""
     initialisation: Literal["torch", "official"] = "torch"
     """PyTorch's defaults, or the truncated normals of the authors' code."""
     decoder: Literal["dense", "conv", "none"] = "dense"
     """The paper's decoder, one of transposed convolutions, or none and no reconstruction loss."""
 
     # the losses
-    reconstruction: Weight = 0.0005
+    reconstruction_weight: Weight = 0.0005
     """Weight of the reconstruction loss, beside a margin loss of weight 1."""
 
     # the data
@@ -87,21 +87,21 @@ class Recipe:
     """Times through the training images; none where the training ends after steps."""
     steps: Times | None = None
     """Batches to train on; none where the training ends after epochs."""
-    batch: Size = 128
+    batch_size: Size = 128
     """Images in a step."""
-    rate: Rate = 1e-3
+    lr: Rate = 1e-3
     """Adam's learning rate: the first one, or the peak of one-cycle."""
     schedule: Literal["exponential", "one-cycle"] = "exponential"
     """A rate that decays by a constant factor, or one that rises to its peak and falls to zero along cosines."""
     warmup: Share = 0.2
     """Share of the steps in which one-cycle rises."""
-    decay: Rate = 0.96
+    lr_decay: Rate = 0.96
     """Factor on the exponential rate."""
-    decay_steps: Times | None = 2000
+    lr_decay_steps: Times | None = 2000
     """Steps from one such factor to the next; an epoch's if none are given."""
-    rate_floor: Annotated[float, Field(ge=0, le=1)] = 1e-6
+    lr_min: Annotated[float, Field(ge=0, le=1)] = 1e-6
     """Lowest learning rate of the exponential schedule."""
-    averaging: Share = 0.0
+    ema_decay: Share = 0.0
     """Decay per step of the average of the weights that is evaluated and kept; 0 keeps the last weights."""
     seed: Seed = 0
     """Seed of the split, the initial weights, the order of the images and their shifts."""
@@ -137,15 +137,24 @@ def flag(name: str) -> str:
 
 
 CAPSULES = (
-    *("iterations", "gradient", "conv_channels", "conv_kernel", "slope", "primary_types", "primary_dim"),
-    *("primary_kernel", "primary_stride", "primary_scale", "capsule_dim", "shared", "prior", "bias", "leaky"),
+    *("iterations", "gradient", "conv_channels", "conv_kernel", "negative_slope", "primary_types", "primary_dim"),
+    *(
+        "primary_kernel",
+        "primary_stride",
+        "primary_scale",
+        "capsule_dim",
+        "shared",
+        "prior",
+        "bias",
+        "none_of_the_above",
+    ),
     *("initialisation", "decoder"),
 )  # what a CapsNet takes
 WITHOUT_EFFECT: tuple[tuple[tuple[str, ...], str, tuple[object, ...]], ...] = (
-    ((*CAPSULES, "reconstruction"), "network", ("cnn", "small-cnn")),
-    (("reconstruction",), "decoder", ("none",)),
-    (("decay", "decay_steps", "rate_floor"), "schedule", ("one-cycle",)),
-    (("decay_steps",), "decay", (1.0,)),
+    ((*CAPSULES, "reconstruction_weight"), "network", ("cnn", "small-cnn")),
+    (("reconstruction_weight",), "decoder", ("none",)),
+    (("lr_decay", "lr_decay_steps", "lr_min"), "schedule", ("one-cycle",)),
+    (("lr_decay_steps",), "lr_decay", (1.0,)),
     (("gradient",), "iterations", (1,)),
     (("warmup",), "schedule", ("exponential",)),
 )  # fields that change nothing where another field has one of these values

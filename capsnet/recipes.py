@@ -30,7 +30,7 @@ class Official(Recipe):
     primary_scale: float = 1 / 32
     bias: bool = True
     initialisation: Literal["torch", "official"] = "official"
-    reconstruction: float = 0.01
+    reconstruction_weight: float = 0.01
     length: ClassVar[dict[str, int]] = {"steps": 300_000}
 
 
@@ -47,7 +47,7 @@ class Fast(Recipe):
     shift: int = 1
     length: ClassVar[dict[str, int]] = {"steps": 2000}
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
-    rate: float = 2e-3
+    lr: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -64,29 +64,29 @@ class Digits(Recipe):
     primary_types: int = 8
     primary_kernel: int = 3
     primary_stride: int = 1
-    reconstruction: float = 0.005
+    reconstruction_weight: float = 0.005
     shift: int = 0
     length: ClassVar[dict[str, int]] = {"epochs": 40}
-    batch: int = 32
+    batch_size: int = 32
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
-    rate: float = 4e-3
+    lr: float = 4e-3
 
 
 @dataclass(frozen=True)
 class ChainerCode(Recipe):
     """The settings of a known Chainer implementation: matrices shared over the grid and no drawing (99.60 % there).
 
-    capsnet train mnist --recipe chainer        (with --slope 0.05: its leaky variant, 99.66 % there)
+    capsnet train mnist --recipe chainer        (with --negative-slope 0.05: its leaky variant, 99.66 % there)
     Not yet run to the end.
     """
 
     shared: bool = True
     decoder: Literal["dense", "conv", "none"] = "none"
     length: ClassVar[dict[str, int]] = {"epochs": 500}
-    batch: int = 256
-    decay: float = 0.95
-    decay_steps: int | None = None
-    rate_floor: float = 1e-5
+    batch_size: int = 256
+    lr_decay: float = 0.95
+    lr_decay_steps: int | None = None
+    lr_min: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class TensorFlowCode(Recipe):
     """
 
     length: ClassVar[dict[str, int]] = {"steps": 10_000}
-    batch: int = 100
-    decay: float = 0.7
-    decay_steps: int | None = 1000
+    batch_size: int = 100
+    lr_decay: float = 0.7
+    lr_decay_steps: int | None = 1000
     shift: int = 0
 
 
@@ -125,8 +125,8 @@ class NotebookCode(Recipe):
     """
 
     length: ClassVar[dict[str, int]] = {"epochs": 3}
-    batch: int = 20
-    decay: float = 1.0
+    batch_size: int = 20
+    lr_decay: float = 1.0
     shift: int = 0
 
 

@@ -42,28 +42,28 @@ class Step:
         self.forward = torch.compile(self.plain) if compiled else self.plain
         on_gpu = fabric.device.type == "cuda"
         exact = torch.float64 if fabric.device.type == "cpu" else torch.float32  # which is all that others may have
-        self.rate = torch.zeros((), device=fabric.device, dtype=exact)
-        self.options = {"lr": self.rate, "fused": True, "capturable": on_gpu}
+        self.lr = torch.zeros((), device=fabric.device, dtype=exact)
+        self.options = {"lr": self.lr, "fused": True, "capturable": on_gpu}
         self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
         self.optimizer.param_groups[0].update(self.options)
-        self.average = AveragedModel(network) if recipe.averaging else None
+        self.average = AveragedModel(network) if recipe.ema_decay else None
         self.recording = Recording(self._take_whole) if on_gpu and graph and fabric.world_size == 1 else None
         self.weight = 1.0  # of the latest share: its number of images over the processes' mean
         self.names: tuple[str, ...] = ()
         """What is measured of a batch: the parts of the loss, and the accuracy."""
 
-    def __call__(self, images: Tensor, labels: Tensor, rate: float, batch: int | None = None) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, lr: float, batch: int | None = None) -> Tensor:
         """Learn from images [b, c, h, w] and labels [b] at this learning rate → measurements, as `names` calls them.
 
         Where these are one process's share, `batch` is the number of images in all shares; an empty share is allowed.
         The mean of the measurements over the processes is then that over the images of the batch.
         """
-        self.rate.fill_(rate)
+        self.lr.fill_(lr)
         batch = len(labels) if batch is None else batch
         self.weight = len(labels) * self.fabric.world_size / batch
         if not len(labels):  # an image without weight, since every process takes part in the mean of the gradients
             images, labels = images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1)
-        if batch != self.recipe.batch:
+        if batch != self.recipe.batch_size:
             measured = self._take(self.plain, images, labels)
         elif self.recording is None:
             measured = self._take_whole(images, labels)
@@ -105,7 +105,7 @@ class Step:
 
         Its own `update_parameters` sends a count to the device each time, which a recording cannot.
         """
-        decay = self.recipe.averaging if average.n_averaged else 0.0
+        decay = self.recipe.ema_decay if average.n_averaged else 0.0
         get_ema_multi_avg_fn(decay)(list(average.parameters()), list(self.network.parameters()), 0)
 
     def state_dict(self) -> dict[str, Any]:

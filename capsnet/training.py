@@ -67,7 +67,7 @@ def train(
     if not save_minutes > 0:
         raise InputError(f"checkpoints are more than 0 minutes apart, not {save_minutes:g}")
     fabric = join(_precision(run.recipe, default_device()))
-    check_batch(run.recipe.batch, fabric.world_size)
+    check_batch(run.recipe.batch_size, fabric.world_size)
     everywhere(fabric, lambda: run.check_data(data, ("train", "validation")))
     if images_on_device:
         data = replace(data, train=_on_device(data.train, fabric.device))
@@ -111,11 +111,11 @@ class _Training:
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
         compiled = _compiles(recipe, fabric)
-        self.compiling = compiled and len(data.train) >= recipe.batch  # until the first step has done it
+        self.compiling = compiled and len(data.train) >= recipe.batch_size  # until the first step has done it
         self.learn = Step(self.network, recipe, fabric, compiled=compiled, graph=cuda_graph)
-        self.epoch_steps = math.ceil(len(data.train) / recipe.batch)
+        self.epoch_steps = math.ceil(len(data.train) / recipe.batch_size)
         self.steps = recipe.total_steps(self.epoch_steps)
-        self.step, self.rate, self.least_errors, self.begun = 0, recipe.rate, math.inf, time.monotonic()
+        self.step, self.lr, self.least_errors, self.begun = 0, recipe.lr, math.inf, time.monotonic()
         self.measured: list[Tensor] = []  # since the last line of the log, a step's after the other
         self.measured_since = self.saved_at = self.begun
 
@@ -184,7 +184,7 @@ class _Training:
         order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
         return batches(
             self.data.train,
-            self.recipe.batch,
+            self.recipe.batch_size,
             shift=self.recipe.shift,
             generator=order,
             rank=self.fabric.global_rank,
@@ -203,13 +203,15 @@ class _Training:
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Learn from one batch; at the first one it says that it compiles, and how long that took."""
-        self.rate = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
+        self.lr = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
         begun = time.monotonic()
         compiling = self.compiling and self.fabric.is_global_zero
         if compiling:
             self.log.say("compiling the network, which later runs will find compiled")
-        batch = min(self.recipe.batch, len(self.data.train) - self.step % self.epoch_steps * self.recipe.batch)
-        self.measured.append(self.learn(images, labels, self.rate, batch))
+        batch = min(
+            self.recipe.batch_size, len(self.data.train) - self.step % self.epoch_steps * self.recipe.batch_size
+        )
+        self.measured.append(self.learn(images, labels, self.lr, batch))
         if compiling:
             self.log.say(f"compiled: the first step took {time.monotonic() - begun:.0f} s")
         self.compiling = False
@@ -229,8 +231,8 @@ class _Training:
         self.check(rows["loss"], weight_norm)
         seconds = time.monotonic() - self.measured_since
         measured = {name: float(values.mean()) for name, values in rows.items()}  # over the steps
-        measured |= {"rate": self.rate, "gradient_norm": gradient_norm}
-        measured["images_per_second"] = self.recipe.batch * len(self.measured) / seconds
+        measured |= {"lr": self.lr, "gradient_norm": gradient_norm}
+        measured["images_per_second"] = self.recipe.batch_size * len(self.measured) / seconds
         first(self.fabric, lambda: self.log.train(self.step, epoch, self.seconds, measured))
         self.measured, self.measured_since = [], time.monotonic()
 
@@ -244,7 +246,7 @@ class _Training:
             what = f"the weights after step {self.step} are not finite"
         else:
             return
-        raise InputError(f"{what}: the last good checkpoint stays in {self.run.folder}; try a lower --rate")
+        raise InputError(f"{what}: the last good checkpoint stays in {self.run.folder}; try a lower --lr")
 
     def validate(self, epoch: int) -> None:
         """Evaluate the kept network on the validation images, and keep it on disk if none before was better."""

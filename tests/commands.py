@@ -11,7 +11,7 @@ import pytest
 from capsnet.cli import main
 
 COMMAND = [sys.executable, "-c", "from capsnet.cli import main; main()"]
-SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch 32")
+SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch-size 32")
 
 
 class Said(NamedTuple):

@@ -67,8 +67,8 @@ FAULTS = {
     ),
     "4c the number of iterations is never read": Fault(
         "layers.py",
-        "self.iterations, self.gradient, self.places, self.leaky = iterations,",
-        "self.iterations, self.gradient, self.places, self.leaky = 3,",
+        "self.iterations, self.gradient, self.places, self.none_of_the_above = iterations,",
+        "self.iterations, self.gradient, self.places, self.none_of_the_above = 3,",
         "test_models.py::test_an_option_of_mathematics_changes_the_capsules_of_the_same_parameters",
     ),
     "5a the gradient at a zero vector is not a number": Fault(
@@ -152,7 +152,7 @@ FAULTS = {
     "10d the true label is the mask in a figure": Fault(
         "figures/drawings.py",
         "answers(network, images)",
-        'answers(network, images, masked_by="label")',
+        'predict_batches(network, images, masked_by="label")',
         "figures/test_drawings.py::test_the_drawing_is_masked_by_the_prediction_and_never_by_the_label",
     ),
     "11a a tweak sets a dimension instead of adding to it": Fault(

@@ -18,35 +18,35 @@ def rates(recipe, steps, epoch_steps=100):
 
 
 def test_the_exponential_rate_falls_by_its_factor_every_decay_steps():
-    rate = rates(Recipe(rate=1.0, decay=0.25, decay_steps=10, rate_floor=0), 21)
+    rate = rates(Recipe(lr=1.0, lr_decay=0.25, lr_decay_steps=10, lr_min=0), 21)
     assert (rate[0], rate[5], rate[10], rate[20]) == (1, 0.5, 0.25, 0.0625)
 
 
 def test_without_decay_steps_the_exponential_rate_falls_by_its_factor_every_epoch():
-    recipe = Recipe(rate=1.0, decay=0.25, decay_steps=None, rate_floor=0)
+    recipe = Recipe(lr=1.0, lr_decay=0.25, lr_decay_steps=None, lr_min=0)
     rate = rates(recipe, 13, epoch_steps=6)
     assert (rate[0], rate[3], rate[6], rate[12]) == (1, 0.5, 0.25, 0.0625)
 
 
 def test_the_exponential_rate_never_falls_below_its_floor():
-    rate = rates(Recipe(rate=1.0, decay=0.5, decay_steps=1, rate_floor=0.2), 10)
+    rate = rates(Recipe(lr=1.0, lr_decay=0.5, lr_decay_steps=1, lr_min=0.2), 10)
     assert rate == [1, 0.5, 0.25, *[0.2] * 7]
 
 
 def test_the_one_cycle_rate_rises_to_its_peak_and_falls_along_cosines():
-    rate = rates(Recipe(rate=0.8, schedule="one-cycle", warmup=0.2), 10)
+    rate = rates(Recipe(lr=0.8, schedule="one-cycle", warmup=0.2), 10)
     assert rate[:3] == pytest.approx([0.2, 0.6, 0.8])  # a third and two thirds of half a turn, then the peak
     assert rate[6] == pytest.approx(0.4)  # half of the way down
     assert rate == [*sorted(rate[:3]), *sorted(rate[3:], reverse=True)]
 
 
 def test_the_one_cycle_rate_ends_near_zero():
-    rate = rates(Recipe(rate=1.0, schedule="one-cycle"), 1000)
+    rate = rates(Recipe(lr=1.0, schedule="one-cycle"), 1000)
     assert 0 < rate[-1] < 1e-5
 
 
 def test_one_cycle_without_warmup_starts_at_its_peak():
-    assert rates(Recipe(rate=1.0, schedule="one-cycle", warmup=0), 2) == pytest.approx([1, 0.5])
+    assert rates(Recipe(lr=1.0, schedule="one-cycle", warmup=0), 2) == pytest.approx([1, 0.5])
 
 
 def test_the_total_loss_is_the_margin_loss_plus_the_weighted_reconstruction_loss():
@@ -57,7 +57,7 @@ def test_the_total_loss_is_the_margin_loss_plus_the_weighted_reconstruction_loss
     def network(images, classes):
         return CapsNetOutput(lengths, torch.zeros(2, 2, 4), torch.full_like(images, 0.5))
 
-    parts = losses(network, images, torch.tensor([0, 0]), Recipe(reconstruction=0.1))
+    parts = losses(network, images, torch.tensor([0, 0]), Recipe(reconstruction_weight=0.1))
     assert {name: float(part) for name, part in parts.items()} == pytest.approx(
         {"margin": 0.09, "reconstruction": 1.0, "loss": 0.09 + 0.1 * 1.0, "accuracy": 1.0}
     )

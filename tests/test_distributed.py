@@ -45,8 +45,8 @@ CAPSNET = [sys.executable, "-m", "capsnet"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 LINE = shlex.split("train digits --recipe digits --schedule exponential --shift 1 --run run") + SMALL
 WAYS = {
-    "capsnet": replace(TINY, batch=32),
-    "prior, bias, average": replace(TINY, batch=32, prior=True, bias=True, averaging=0.5),
+    "capsnet": replace(TINY, batch_size=32),
+    "prior, bias, average": replace(TINY, batch_size=32, prior=True, bias=True, ema_decay=0.5),
 }
 
 
@@ -93,7 +93,7 @@ def moves(recipe: Recipe, fabric: Fabric, sizes: tuple[int, ...]) -> list[tuple[
     for n in sizes:
         ours = share(n, fabric.global_rank, fabric.world_size)
         images, labels = few_digits().train.images[:n].double() / 255, few_digits().train.labels[:n]
-        measured = step(images[ours], labels[ours], rate=1e-3, batch=n)
+        measured = step(images[ours], labels[ours], lr=1e-3, batch=n)
         if fabric.world_size > 1:
             measured = fabric.all_reduce(measured, reduce_op="mean")
         gradients = torch.cat([weight.grad.flatten() for weight in network.parameters()])
@@ -223,7 +223,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert capsnet(*LINE, "--batch", 33, "--steps", 60).status == 0
+        assert capsnet(*LINE, "--batch-size", 33, "--steps", 60).status == 0
     return load_run(folder / "run")
 
 
@@ -231,7 +231,7 @@ def alone(tmp_path_factory):
 def two(tmp_path_factory):
     """A run of two processes, and what they printed."""
     folder = tmp_path_factory.mktemp("two")
-    status, out, err = run(CAPSNET, *LINE, "--batch", 33, "--steps", 60, "--devices", 2, folder=folder)
+    status, out, err = run(CAPSNET, *LINE, "--batch-size", 33, "--steps", 60, "--devices", 2, folder=folder)
     assert status == 0, err
     return load_run(folder / "run"), out, err
 
@@ -261,7 +261,17 @@ def test_one_process_prints_and_writes(two):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_two_processes_with_a_compiled_network_have_the_same_losses(tmp_path):
-    line = [*LINE, "--batch", 33, "--steps", 41, "--iterations", 2, "--devices", 2]  # with a last batch of other size
+    line = [
+        *LINE,
+        "--batch-size",
+        33,
+        "--steps",
+        41,
+        "--iterations",
+        2,
+        "--devices",
+        2,
+    ]  # with a last batch of other size
     losses = []
     for compiled in (True, False):
         status, _, err = run(CAPSNET, *line, "--compile", compiled, "--run", compiled, folder=tmp_path)
@@ -276,7 +286,7 @@ def test_a_run_of_one_process_says_so(alone):
 
 def test_a_run_goes_on_in_another_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = [*LINE, "--batch", 33, "--averaging", 0.5]
+    line = [*LINE, "--batch-size", 33, "--ema-decay", 0.5]
     assert capsnet(*line, "--steps", 30).status == 0
     Path("run").rename("never-stopped")
     assert run(CAPSNET, *line, "--steps", 10, "--devices", 2, folder=tmp_path)[0] == 0
@@ -399,7 +409,7 @@ def test_a_restart_does_not_take_a_run_that_was_there_before_for_its_own(tmp_pat
     Path(tmp_path / "run").symlink_to(alone.folder)
     before = (alone.folder / "log.jsonl").read_bytes()
     command = [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "capsnet"]
-    status, _, err = run(command, *LINE, "--batch", 33, "--steps", 60, folder=tmp_path)
+    status, _, err = run(command, *LINE, "--batch-size", 33, "--steps", 60, folder=tmp_path)
     assert status == 1
     assert len(re.findall("capsnet: run exists.*", err)) == 2  # torchrun tries again whatever the error was
     assert (alone.folder / "log.jsonl").read_bytes() == before
@@ -432,7 +442,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_processes_in_one_line(tmp_
         (["--nodes", 0], "--nodes 0: a training takes at least 1"),
         (["--nodes", 2], "--nodes 2 needs torchrun on every node, .* `torchrun --nnodes 2 --nproc-per-node 1 "),
         (["--devices", device_count() + 1], rf"--devices {device_count() + 1}, but this machine has {device_count()} "),
-        (["--devices", 2, "--batch", 1], "--batch 1 has no image for some of 2 processes: at least 2"),
+        (["--devices", 2, "--batch-size", 1], "--batch-size 1 has no image for some of 2 processes: at least 2"),
         (["--devices", "two"], ".*two"),
     ],
 )
@@ -458,7 +468,7 @@ def under_torchrun(monkeypatch):
     [
         (["--devices", 3], "--devices 3, but torchrun has started 2: leave --devices out"),
         (["--nodes", 3], "--nodes 3, but torchrun has started 1: leave --nodes out"),
-        (["--batch", 1], "--batch 1 has no image for some of 2 processes: at least 2"),
+        (["--batch-size", 1], "--batch-size 1 has no image for some of 2 processes: at least 2"),
     ],
 )
 def test_what_torchrun_did_not_start_is_refused_in_one_line(under_torchrun, tmp_path, monkeypatch, flags, says):

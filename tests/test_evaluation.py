@@ -9,7 +9,7 @@ from torch import nn
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import answer, answers, evaluate
+from capsnet.evaluation import evaluate, predict_batch, predict_batches
 from capsnet.models import CapsNet, CapsNetOutput
 
 LABELS, ANSWERS = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0]
@@ -67,15 +67,15 @@ def test_a_baseline_is_counted_in_the_same_way_and_draws_nothing(five):
 
 
 def test_the_scores_of_a_baseline_are_probabilities(five):
-    [(_, _, given)] = answers(KnownBaseline(), five)
+    [(_, _, given)] = predict_batches(KnownBaseline(), five)
     torch.testing.assert_close(given.scores.sum(dim=-1), torch.ones(5))
     assert given.predictions.tolist() == ANSWERS
 
 
 def test_the_drawing_is_of_the_prediction_or_of_the_label_as_is_said(five):
     for masked_by, drawn in (("prediction", ANSWERS), ("label", LABELS)):
-        [(_, _, given)] = answers(Known(), five, masked_by=masked_by)
-        assert (given.drawings[:, 0, 0, 0] * 255).round().tolist() == drawn
+        [(_, _, given)] = predict_batches(Known(), five, masked_by=masked_by)
+        assert (given.reconstructions[:, 0, 0, 0] * 255).round().tolist() == drawn
         assert evaluate(Known(), five, masked_by=masked_by).masked_by == masked_by
 
 
@@ -90,7 +90,7 @@ def test_images_are_seen_unshifted_in_order_as_their_bytes_over_255():
     network, images = Known(), torch.randint(0, 256, (7, 1, 3, 3), dtype=torch.uint8)
     images[:, :, 0, 0] = 0
     labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
-    told = [batch_labels for _, batch_labels, _ in answers(network, ImageSet(images, labels), batch=3)]
+    told = [batch_labels for _, batch_labels, _ in predict_batches(network, ImageSet(images, labels), batch=3)]
     assert [len(batch) for batch in network.seen] == [3, 3, 1]
     assert torch.equal(torch.cat(network.seen), images.float() / 255)
     assert torch.equal(torch.cat(told), labels)
@@ -98,19 +98,19 @@ def test_images_are_seen_unshifted_in_order_as_their_bytes_over_255():
 
 def test_nothing_that_is_judged_has_a_gradient(five):
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
-    assert not answer(network, torch.rand(2, 1, 2, 2)).scores.requires_grad
+    assert not predict_batch(network, torch.rand(2, 1, 2, 2)).scores.requires_grad
 
 
 def test_a_network_is_judged_in_evaluation_mode_and_left_in_its_own(five):
     network = KnownBaseline()
-    modes = [network.training for _ in answers(network, five, batch=2)]
+    modes = [network.training for _ in predict_batches(network, five, batch=2)]
     assert modes == [False] * 3
     assert network.training
 
 
 def test_going_no_further_than_a_first_batch_leaves_the_network_in_its_mode(five):
     network = KnownBaseline()
-    seen = answers(network, five, batch=2)
+    seen = predict_batches(network, five, batch=2)
     next(seen)
     seen.close()
     assert network.training
@@ -130,8 +130,8 @@ def test_scores_that_are_not_finite_are_refused_with_what_is_at_fault(network, n
     spoilt = images.clone()
     spoilt[1, 0, 5, 5] = number
     with pytest.raises(InputError, match="image 1 of 3 has pixels that are NaN or infinite: leave it out"):
-        answer(network, spoilt)
+        predict_batch(network, spoilt)
     name, weight = next(iter(network.named_parameters()))
     weight.data.view(-1)[0] = number
     with pytest.raises(InputError, match=f"the network's {name} has numbers that are NaN or infinite: train it again"):
-        answer(network, images)
+        predict_batch(network, images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capsnet.data.sets import Data, ImageSet
-from capsnet.evaluation import Answers, answers, evaluate
+from capsnet.evaluation import BatchPredictions, evaluate, predict_batches
 from capsnet.models import CapsNet
 from capsnet.recipes import Digits
 from capsnet.runs import start_run
@@ -25,25 +25,27 @@ def network():
 
 def test_a_class_is_predicted_for_each_image_on_its_own():
     scores = torch.tensor([[0.9, 0.8], [0.7, 0.1]])  # a softmax over the batch prefers class 1 for the first image
-    assert Answers(scores, None).predictions.tolist() == [0, 0]
+    assert BatchPredictions(scores, None).predictions.tolist() == [0, 0]
 
 
 def test_images_are_evaluated_as_they_are_and_in_order(network, images):
-    seen, labels, _ = zip(*answers(network, images, batch=5), strict=True)
+    seen, labels, _ = zip(*predict_batches(network, images, batch=5), strict=True)
     assert torch.equal(torch.cat(labels), images.labels)
     assert torch.equal(torch.cat(seen), images.images / 255)
 
 
 def test_a_test_images_label_takes_no_part_in_its_drawing(network, images):
     others = ImageSet(images.images, (images.labels + 1) % 3)
-    drawings = [torch.cat([given.drawings for *_, given in answers(network, part)]) for part in (images, others)]
+    drawings = [
+        torch.cat([given.reconstructions for *_, given in predict_batches(network, part)]) for part in (images, others)
+    ]
     assert torch.equal(*drawings)
 
 
 def test_the_labels_capsule_is_drawn_where_that_is_asked_for(network, images):
-    _, labels, given = next(answers(network, images, masked_by="label"))
+    _, labels, given = next(predict_batches(network, images, masked_by="label"))
     *_, drawing = network(images.images / 255, labels)
-    torch.testing.assert_close(given.drawings, drawing)
+    torch.testing.assert_close(given.reconstructions, drawing)
     assert evaluate(network, images, masked_by="label").masked_by == "label"
 
 

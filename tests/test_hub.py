@@ -65,7 +65,7 @@ def test_a_field_of_the_config_with_an_odd_value_is_refused(copied, odd):
     folder, kind = copied
     config = json.loads((folder / "config.json").read_text())
     for name, value in config.items():
-        if (name, odd) in (("slope", 0), ("primary_scale", 1.5)) or (isinstance(value, bool) and odd is True):
+        if (name, odd) in (("negative_slope", 0), ("primary_scale", 1.5)) or (isinstance(value, bool) and odd is True):
             continue  # which it may have
         (folder / "config.json").write_text(json.dumps(config | {name: odd}))
         assert name in refusal(kind, folder) or "parameters" in refusal(kind, folder), name
@@ -171,7 +171,7 @@ def test_parameters_are_counted_to_within_a_few_percent(options, monkeypatch):
     ("argument", "value"),
     [
         *((name, value) for name in ("iterations", "classes", "conv_channels") for value in ("3", 3.0, True, None, -1)),
-        *(("slope", value) for value in (float("nan"), "0.1", True, 2, -1)),
+        *(("negative_slope", value) for value in (float("nan"), "0.1", True, 2, -1)),
         *(("primary_scale", value) for value in (float("inf"), 0, "1")),
         *(("image_shape", value) for value in ((28, 28), "abc", 28, (1, 28, 28.0), (1, 28, 0), None)),
         *(("prior", value) for value in (1, "yes", None)),

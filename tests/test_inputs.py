@@ -131,7 +131,7 @@ def test_a_capsnet_and_its_losses_are_mapped_over_rows_of_images():
 
     def loss(images, labels):
         lengths, _, drawing = network(images, labels)
-        return margin_loss(lengths, labels) + drawing.sum() + network(images).drawing.sum()
+        return margin_loss(lengths, labels) + drawing.sum() + network(images).reconstruction.sum()
 
     torch.testing.assert_close(vmap(loss)(images, labels), torch.stack([*map(loss, images, labels)]))
     torch.testing.assert_close(

@@ -50,7 +50,7 @@ def test_the_scale_multiplies_the_sums_before_the_squash():
     torch.testing.assert_close(identity_caps(scale=1 / 32)(features), identity_caps()(features / 32))
 
 
-@pytest.mark.parametrize("options", [{}, {"leaky": True}, {"gradient": "last"}, {"iterations": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"none_of_the_above": True}, {"gradient": "last"}, {"iterations": 1}], ids=str)
 def test_routed_capsules_are_routed_votes(options):
     caps, children = RoutedCaps(12, 3, 4, 5, prior=True, bias=True, **options), torch.randn(2, 12, 4)
     for parameter in caps.parameters():

@@ -17,7 +17,7 @@ from capsnet.logs import Log
 from capsnet.runs import start_run
 from tests.training import EPOCH, TINY, at_step, few_digits, resume, train
 
-TRAINED = {"margin", "reconstruction", "loss", "accuracy", "rate", "gradient_norm", "images_per_second"}
+TRAINED = {"margin", "reconstruction", "loss", "accuracy", "lr", "gradient_norm", "images_per_second"}
 VALIDATED = {"n", "errors", "accuracy", "reconstruction"}
 ABOUT = {"kind", "step", "epoch", "seconds"}
 
@@ -67,8 +67,10 @@ def test_a_record_is_the_mean_over_the_steps_since_the_one_before(tmp_path, monk
 def test_the_rate_is_that_of_the_schedule_and_the_total_is_the_sum_of_its_parts(tmp_path, every_step):
     recipe = replace(TINY, schedule="one-cycle")
     for done, record in enumerate(train(tmp_path / "run", recipe).records("train")):
-        assert record["rate"] == learning_rate(recipe, done, 2 * EPOCH, EPOCH)
-        assert record["loss"] == pytest.approx(record["margin"] + recipe.reconstruction * record["reconstruction"])
+        assert record["lr"] == learning_rate(recipe, done, 2 * EPOCH, EPOCH)
+        assert record["loss"] == pytest.approx(
+            record["margin"] + recipe.reconstruction_weight * record["reconstruction"]
+        )
 
 
 def test_lines_from_beyond_the_checkpoint_are_dropped_and_come_once(tmp_path, every_step):

@@ -124,7 +124,7 @@ def test_an_option_of_size_changes_the_parameters_that_it_names(option):
     assert small(**{option: value})(torch.rand(2, *small(**{option: value}).image_shape)).lengths.isfinite().all()
 
 
-OTHER_MATHEMATICS = {"iterations": 1, "primary_scale": 1 / 32, "leaky": True, "slope": 0.2}
+OTHER_MATHEMATICS = {"iterations": 1, "primary_scale": 1 / 32, "none_of_the_above": True, "negative_slope": 0.2}
 
 
 @pytest.mark.parametrize("option", OTHER_MATHEMATICS)
@@ -154,7 +154,7 @@ def test_a_learned_prior_or_bias_is_the_paper_until_it_is_trained(option):
 
 
 def test_the_slope_is_that_of_conv1_below_zero():
-    images, network = torch.rand(2, 1, 12, 12), small(slope=0.2)
+    images, network = torch.rand(2, 1, 12, 12), small(negative_slope=0.2)
     x = network.conv1(images)
     assert (x < 0).any()
     children = network.primary_caps(torch.where(x < 0, 0.2 * x, x))
@@ -222,14 +222,16 @@ def test_the_given_classes_are_drawn_or_else_the_longest_capsules():
     lengths, capsules, drawing = network(images)
     assert torch.equal(drawing, network.decode(capsules, lengths.argmax(dim=-1)))
     labels = (lengths.argmax(dim=-1) + 1) % 3
-    assert torch.equal(network(images, labels).drawing, network.decode(capsules, labels))
+    assert torch.equal(network(images, labels).reconstruction, network.decode(capsules, labels))
 
 
 @pytest.mark.parametrize(
     "network",
     [
         lambda: small(),
-        lambda: small((3, 14, 9), 4, prior=True, bias=True, leaky=True, slope=0.1, shared=True, iterations=2),
+        lambda: small(
+            (3, 14, 9), 4, prior=True, bias=True, none_of_the_above=True, negative_slope=0.1, shared=True, iterations=2
+        ),
         lambda: small(decoder="conv", primary_scale=1 / 32, gradient="last", initialisation="official"),
         lambda: small(decoder="none"),
         lambda: ConvBaseline((3, 9, 14), 7, "small"),

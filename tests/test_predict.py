@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from capsnet.errors import InputError
-from capsnet.evaluation import answers
+from capsnet.evaluation import predict_batches
 from capsnet.predict import predict
 from capsnet.printing import print_predictions
 from capsnet.robustness.detector import Detector, fit_detector, load_detector, save_detector
@@ -42,7 +42,7 @@ def noise(tmp_path):
 
 
 def test_a_test_digit_in_a_file_gets_the_answer_it_gets_in_the_data_set(trained, pictures):
-    [(_, _, given)] = answers(trained.load_network(), few_digits().test)
+    [(_, _, given)] = predict_batches(trained.load_network(), few_digits().test)
     predictions = predict(trained, pictures)
     assert [int(prediction.answer) for prediction in predictions] == given.predictions[:20].tolist()
     lengths = torch.tensor([list(prediction.lengths.values()) for prediction in predictions])
@@ -51,8 +51,8 @@ def test_a_test_digit_in_a_file_gets_the_answer_it_gets_in_the_data_set(trained,
 
 
 def test_the_drawing_error_is_that_of_the_answers_drawing(trained, pictures):
-    [(pixels, _, given)] = answers(trained.load_network(), few_digits().test)
-    squares = (given.drawings - pixels).square().sum(dim=(1, 2, 3))  # over channel, row and column
+    [(pixels, _, given)] = predict_batches(trained.load_network(), few_digits().test)
+    squares = (given.reconstructions - pixels).square().sum(dim=(1, 2, 3))  # over channel, row and column
     errors = torch.tensor([prediction.drawing_error for prediction in predict(trained, pictures)])
     torch.testing.assert_close(errors, squares[:20])
 

@@ -56,22 +56,29 @@ PROMISED = {
         "primary_scale": 1 / 32,
         "bias": True,
         "initialisation": "official",
-        "reconstruction": 20 * 0.0005,
+        "reconstruction_weight": 20 * 0.0005,
         "epochs": None,
         "steps": 300_000,
     },
     "chainer": {
         "shared": True,
         "decoder": "none",
-        "batch": 256,
+        "batch_size": 256,
         "epochs": 500,
-        "decay": 0.95,
-        "decay_steps": None,
-        "rate_floor": 1e-5,
+        "lr_decay": 0.95,
+        "lr_decay_steps": None,
+        "lr_min": 1e-5,
     },
-    "tensorflow": {"batch": 100, "epochs": None, "steps": 10_000, "decay": 0.7, "decay_steps": 1000, "shift": 0},
+    "tensorflow": {
+        "batch_size": 100,
+        "epochs": None,
+        "steps": 10_000,
+        "lr_decay": 0.7,
+        "lr_decay_steps": 1000,
+        "shift": 0,
+    },
     "pytorch": {"prior": True, "epochs": 250},
-    "notebook": {"batch": 20, "epochs": 3, "decay": 1.0, "shift": 0},
+    "notebook": {"batch_size": 20, "epochs": 3, "lr_decay": 1.0, "shift": 0},
 }
 
 
@@ -84,11 +91,11 @@ def test_a_named_recipe_differs_from_the_paper_where_it_should_and_nowhere_else(
 
 def test_the_defaults_are_the_paper():
     paper = Recipe()
-    assert (paper.conv_channels, paper.conv_kernel, paper.slope) == (256, 9, 0)
+    assert (paper.conv_channels, paper.conv_kernel, paper.negative_slope) == (256, 9, 0)
     assert (paper.primary_types, paper.primary_dim, paper.primary_kernel, paper.primary_stride) == (32, 8, 9, 2)
     assert (paper.capsule_dim, paper.iterations, paper.gradient, paper.decoder) == (16, 3, "all", "dense")
-    assert (paper.reconstruction, paper.shift, paper.batch) == (0.0005, 2, 128)
-    assert (paper.rate, paper.decay, paper.decay_steps, paper.rate_floor) == (1e-3, 0.96, 2000, 1e-6)
+    assert (paper.reconstruction_weight, paper.shift, paper.batch_size) == (0.0005, 2, 128)
+    assert (paper.lr, paper.lr_decay, paper.lr_decay_steps, paper.lr_min) == (1e-3, 0.96, 2000, 1e-6)
 
 
 def test_the_fast_recipe_trains_the_papers_network():
@@ -102,7 +109,7 @@ def test_a_recipes_docstring_gives_a_command_that_trains_by_it(name):
     assert (asked.recipe, asked.settings) == (name, RECIPES[name]())
 
 
-@pytest.mark.parametrize(("name", "variant"), [("chainer", {"slope": 0.05}), ("tensorflow", {"prior": True})])
+@pytest.mark.parametrize(("name", "variant"), [("chainer", {"negative_slope": 0.05}), ("tensorflow", {"prior": True})])
 def test_a_variant_in_a_docstring_is_a_flag(name, variant):
     flag = re.search(r"\(with (--.+?):", RECIPES[name].__doc__)[1]
     asked = parse(["train", "mnist", "--recipe", name, *flag.split()])
@@ -113,19 +120,22 @@ def test_a_variant_in_a_docstring_is_a_flag(name, variant):
     ("field", "value"),
     [
         *((name, 0) for name in ("iterations", "conv_channels", "conv_kernel", "primary_types", "primary_dim")),
-        *((name, 0) for name in ("primary_kernel", "primary_stride", "capsule_dim", "image_size", "decay_steps")),
-        *((name, 0) for name in ("epochs", "steps", "batch", "rate", "decay")),
-        *((name, -1) for name in ("validation", "shift", "reconstruction", "rate_floor", "seed", "rate", "averaging")),
-        *((name, 1.0) for name in ("warmup", "averaging")),
+        *((name, 0) for name in ("primary_kernel", "primary_stride", "capsule_dim", "image_size", "lr_decay_steps")),
+        *((name, 0) for name in ("epochs", "steps", "batch_size", "lr", "lr_decay")),
+        *((name, -1) for name in ("validation", "shift", "reconstruction_weight", "lr_min", "seed", "lr", "ema_decay")),
+        *((name, 1.0) for name in ("warmup", "ema_decay")),
         ("warmup", -0.1),
-        *((name, float("nan")) for name in ("rate", "slope", "primary_scale", "reconstruction", "warmup", "averaging")),
-        *((name, float("inf")) for name in ("epochs", "rate", "rate_floor", "primary_scale")),
-        *((name, 10**20) for name in ("iterations", "primary_stride", "epochs", "batch", "seed", "shift", "rate")),
-        *((name, "3") for name in ("batch", "epochs", "rate", "shared", "network", "validation")),
-        *((name, True) for name in ("batch", "seed", "rate")),
+        *(
+            (name, float("nan"))
+            for name in ("lr", "negative_slope", "primary_scale", "reconstruction_weight", "warmup", "ema_decay")
+        ),
+        *((name, float("inf")) for name in ("epochs", "lr", "lr_min", "primary_scale")),
+        *((name, 10**20) for name in ("iterations", "primary_stride", "epochs", "batch_size", "seed", "shift", "lr")),
+        *((name, "3") for name in ("batch_size", "epochs", "lr", "shared", "network", "validation")),
+        *((name, True) for name in ("batch_size", "seed", "lr")),
         *((name, 1.5) for name in ("seed", "steps", "shared", "decoder")),
-        *((name, None) for name in ("batch", "rate", "network")),
-        ("rate", 100),
+        *((name, None) for name in ("batch_size", "lr", "network")),
+        ("lr", 100),
         ("compile", "yes"),
         ("iterations", 101),
     ],
@@ -147,8 +157,8 @@ def test_the_bounds_of_a_field_hold_for_a_subclass_that_declares_it_anew():
     class Mine(Recipe):
         rate: float = 0.01
 
-    with pytest.raises(InputError, match="--rate must be less than or equal to 1, not 100"):
-        Mine(rate=100)
+    with pytest.raises(InputError, match="--lr must be less than or equal to 1, not 100"):
+        Mine(lr=100)
 
 
 @pytest.mark.parametrize(
@@ -175,17 +185,17 @@ def test_epochs_and_steps_together_are_refused_with_both_values(make):
 
 
 IDLE = {
-    "--decay, --decay-steps, --rate-floor has no effect under --schedule one-cycle": Fast(
-        decay=0.9, decay_steps=7, rate_floor=0.1
+    "--lr-decay, --lr-decay-steps, --lr-min has no effect under --schedule one-cycle": Fast(
+        lr_decay=0.9, lr_decay_steps=7, lr_min=0.1
     ),
     "--warmup has no effect under --schedule exponential": Recipe(warmup=0.1),
-    "--decay-steps has no effect under --decay 1.0": RECIPES["notebook"](decay_steps=7),
-    "--reconstruction has no effect under --decoder none": Recipe(decoder="none", reconstruction=1),
-    "--iterations, --slope, --decoder has no effect under --network cnn": Recipe(
-        network="cnn", iterations=2, slope=0.1, decoder="conv"
+    "--lr-decay-steps has no effect under --lr-decay 1.0": RECIPES["notebook"](lr_decay_steps=7),
+    "--reconstruction-weight has no effect under --decoder none": Recipe(decoder="none", reconstruction_weight=1),
+    "--iterations, --negative-slope, --decoder has no effect under --network cnn": Recipe(
+        network="cnn", iterations=2, negative_slope=0.1, decoder="conv"
     ),
-    "--leaky, --reconstruction has no effect under --network small-cnn": Fast(
-        network="small-cnn", leaky=True, reconstruction=0.1
+    "--none-of-the-above, --reconstruction-weight has no effect under --network small-cnn": Fast(
+        network="small-cnn", none_of_the_above=True, reconstruction_weight=0.1
     ),
 }
 
@@ -248,10 +258,10 @@ def test_a_recipe_of_the_user_s_is_recorded_by_its_class_and_comes_back_with_the
     [
         ("papre", {}, "no recipe 'papre'"),
         ("fast", {"wings": 2}, "recipe fast has no field 'wings'"),
-        ("fast", {"batch": "32"}, "--batch must be a valid integer, not '32'"),
+        ("fast", {"batch_size": "32"}, "--batch-size must be a valid integer, not '32'"),
         ("fast", {"epochs": "many"}, "--epochs must be a valid integer, not 'many'"),
         ("fast", {"epochs": 5, "steps": 2000}, "--epochs 5 and --steps 2000: set one of them"),
-        ("mine.Mine", {"batch": 0}, "--batch must be greater than or equal to 1, not 0"),
+        ("mine.Mine", {"batch_size": 0}, "--batch-size must be greater than or equal to 1, not 0"),
     ],
 )
 def test_a_damaged_record_of_a_recipe_is_refused(name, values, words):

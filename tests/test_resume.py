@@ -42,7 +42,7 @@ STATES = {
     "capsnet": TINY,
     "bf16": replace(TINY, precision="bf16-mixed"),
     "small-cnn": BASELINE,  # draws its dropout
-    "averaged": replace(TINY, averaging=0.9),  # a second set of weights
+    "averaged": replace(TINY, ema_decay=0.9),  # a second set of weights
 }
 
 
@@ -127,7 +127,7 @@ def test_the_time_of_training_goes_on_where_it_stood(tmp_path):
     assert all(record["seconds"] > stood for record in resume(tmp_path / "run").records("validation"))
 
 
-@pytest.mark.parametrize(("field", "value"), [("rate", 0.1), ("batch", 16), ("seed", 1), ("conv_channels", 4)])
+@pytest.mark.parametrize(("field", "value"), [("lr", 0.1), ("batch_size", 16), ("seed", 1), ("conv_channels", 4)])
 def test_another_recipe_is_refused_and_the_field_named(tmp_path, field, value):
     run = start_run(tmp_path / "run", TINY, few_digits())
     with pytest.raises(InputError, match=rf"was trained otherwise \({field}\): only --epochs"):
@@ -159,7 +159,7 @@ def test_other_data_are_refused_and_the_counts_named(tmp_path, change, says):
             training.train(run, changed)
 
 
-@pytest.mark.parametrize("recipe", [replace(TINY, conv_channels=4), BASELINE, replace(TINY, averaging=0.9)])
+@pytest.mark.parametrize("recipe", [replace(TINY, conv_channels=4), BASELINE, replace(TINY, ema_decay=0.9)])
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path, recipe):
     other = train(tmp_path / "other", replace(TINY, epochs=None, steps=1))
     run = start_run(tmp_path / "run", recipe, few_digits())

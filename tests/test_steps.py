@@ -17,7 +17,7 @@ from capsnet.errors import InputError
 from tests.training import TINY, few_digits, weights
 
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-RECIPES = [TINY, replace(TINY, averaging=0.75), replace(TINY, network="small-cnn")]
+RECIPES = [TINY, replace(TINY, ema_decay=0.75), replace(TINY, network="small-cnn")]
 NAMES = ["capsnet", "averaged", "small-cnn"]
 
 
@@ -30,21 +30,21 @@ def step_of(recipe=TINY, device="cpu", precision="32-true", compiled=False):
 def epoch(recipe=TINY, device="cpu"):
     """Batches of 32 and, as the last, one of 8."""
     order = torch.Generator().manual_seed(0)
-    return batches(few_digits().train.to(device), recipe.batch, shift=recipe.shift, generator=order)
+    return batches(few_digits().train.to(device), recipe.batch_size, shift=recipe.shift, generator=order)
 
 
 def learn(step, device="cpu"):
     """Two epochs at a rate that rises: the measurements of every step."""
     batch = (batch for _ in range(2) for batch in epoch(step.recipe, device))
-    return torch.stack([step(*each, rate=1e-4 * (k + 1)) for k, each in enumerate(batch)])
+    return torch.stack([step(*each, lr=1e-4 * (k + 1)) for k, each in enumerate(batch)])
 
 
 def test_the_rate_of_a_step_is_adams_and_moves_the_weights_in_proportion():
     before, moved = weights(step_of().network), []
     for rate in (0.0, 1e-3, 2e-3):
         step = step_of()
-        step(*next(epoch()), rate=rate)
-        assert step.optimizer.param_groups[0]["lr"] is step.rate
+        step(*next(epoch()), lr=rate)
+        assert step.optimizer.param_groups[0]["lr"] is step.lr
         moved.append(weights(step.network) - before)
     assert not moved[0].any()
     torch.testing.assert_close(moved[2], 2 * moved[1], rtol=1e-3, atol=1e-6)
@@ -54,15 +54,17 @@ def test_a_state_that_was_loaded_leaves_the_rate_where_it_was():
     step, state = step_of(), step_of().state_dict()
     state["optimizer"]["param_groups"][0] |= {"lr": 0.5, "capturable": True, "fused": False}
     step.load_state_dict(state)
-    assert step.optimizer.param_groups[0]["lr"] is step.rate
+    assert step.optimizer.param_groups[0]["lr"] is step.lr
     assert step.optimizer.param_groups[0] | step.options == step.optimizer.param_groups[0]
 
 
 def test_what_is_measured_is_a_number_for_each_name():
     step = step_of()
-    values = step(*next(epoch()), rate=0.0).tolist()
+    values = step(*next(epoch()), lr=0.0).tolist()
     measured = dict(zip(step.names, values, strict=True))
-    assert measured["loss"] == pytest.approx(measured["margin"] + TINY.reconstruction * measured["reconstruction"])
+    assert measured["loss"] == pytest.approx(
+        measured["margin"] + TINY.reconstruction_weight * measured["reconstruction"]
+    )
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -71,8 +73,8 @@ def test_neither_batches_nor_steps_ask_the_device_for_a_value(recipe, precision)
     with FakeTensorMode():  # of which no value can be had
         images = ImageSet(torch.empty(200, 1, 8, 8, dtype=torch.uint8), torch.empty(200, dtype=torch.int64))
         step = step_of(recipe, precision=precision)
-        for batch in batches(images, recipe.batch, shift=2, generator=torch.Generator()):
-            measured = step(*batch, rate=1e-3)
+        for batch in batches(images, recipe.batch_size, shift=2, generator=torch.Generator()):
+            measured = step(*batch, lr=1e-3)
         with pytest.raises(DataDependentOutputException):
             measured[0].item()
 
@@ -89,8 +91,8 @@ def test_a_step_measures_and_moves_the_weights_alike_in_any_precision_and_compil
     step, exact = step_of(precision=precision, compiled=compiled), step_of()
     exact.network.double()
     images, labels = next(epoch())
-    found = step(images, labels, rate=1e-3)
-    torch.testing.assert_close(found[:3], exact(images.double(), labels, rate=1e-3)[:3].float(), rtol=error, atol=error)
+    found = step(images, labels, lr=1e-3)
+    torch.testing.assert_close(found[:3], exact(images.double(), labels, lr=1e-3)[:3].float(), rtol=error, atol=error)
     moved, expected = (weights(network) - weights(step_of().network) for network in (step.network, exact.network))
     assert moved.dtype == torch.float32
     assert torch.cosine_similarity(moved.double(), expected, dim=0) > 0.9
@@ -177,9 +179,9 @@ def test_a_fault_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recor
     step.recording = record(step._take_whole, out_of_memory)
     images, labels = next(epoch())
     for _ in range(steps.WARM):
-        step(images, labels, rate=1e-3)
+        step(images, labels, lr=1e-3)
     with pytest.raises(InputError, match="classes from 0 to 9, not 10"):
-        step(images, torch.full_like(labels, 10), rate=1e-3)
+        step(images, torch.full_like(labels, 10), lr=1e-3)
 
 
 def test_a_state_that_is_loaded_is_recorded_anew(record):
@@ -239,7 +241,7 @@ def test_a_recorded_step_waits_for_nothing(recipe):
     batch = list(epoch(recipe, "cuda"))
     with on_gpu(waiting="error"):
         for images, labels in batch:
-            step(images, labels, rate=1e-3)
+            step(images, labels, lr=1e-3)
 
 
 @no_gpu

@@ -45,7 +45,7 @@ def test_a_capsule_network_learns(trained, data):
 
 
 def test_a_baseline_learns(tmp_path, data):
-    run = train(tmp_path / "run", replace(BASELINE, epochs=5, batch=16, shift=0))
+    run = train(tmp_path / "run", replace(BASELINE, epochs=5, batch_size=16, shift=0))
     assert evaluate(run.load_network(), data.train).accuracy > 0.5
 
 
@@ -122,7 +122,7 @@ def test_the_average_of_the_weights_is_kept_where_it_is_asked_for(tmp_path, with
         return train(folder, replace(TINY, epochs=None, **settings), without_validation)
 
     first, second, third = (weights(trained(steps=steps)) for steps in (1, 2, 3))
-    averaged = trained(steps=3, averaging=0.75)
+    averaged = trained(steps=3, ema_decay=0.75)
     expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
     torch.testing.assert_close(weights(averaged), expected)
     assert torch.equal(last_weights(averaged), third)
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_spoils_nothing(tmp_p
     monkeypatch.setattr(training, "LOG_STEPS", 3)
     run = start_run(tmp_path / "run", TINY, few_digits())
     monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == step - 2 else 1e-3)
-    with pytest.raises(InputError, match=rf"the loss at step {step} is not finite: .*; try a lower --rate") as refusal:
+    with pytest.raises(InputError, match=rf"the loss at step {step} is not finite: .*; try a lower --lr") as refusal:
         training.train(run, few_digits())
     assert "\n" not in str(refusal.value)
     if step > EPOCH:

@@ -137,7 +137,7 @@ def test_the_tutorial_calls_every_idea_of_the_package_by_its_name():
 def test_the_sections_are_numbered_from_1_and_end_in_the_answers():
     headings = re.findall(r"^## (.+)$", PROSE, re.MULTILINE)
     assert [int(heading.split(".")[0]) for heading in headings[:-1]] == list(range(1, len(headings)))
-    assert headings[-1] == "Answers"
+    assert headings[-1] == "BatchPredictions"
     assert PROSE.startswith("# ")
 
 

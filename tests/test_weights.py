@@ -109,9 +109,9 @@ def test_a_network_of_capsnet_pytorch_sees_and_draws_the_same(channels, decoder,
     seen = see(import_pytorch(weights, iterations), images, classes)
     torch.testing.assert_close(seen.lengths, lengths.float())
     if decoder:
-        torch.testing.assert_close(seen.drawing.flatten(1), drawing.float())
+        torch.testing.assert_close(seen.reconstruction.flatten(1), drawing.float())
     else:
-        assert seen.drawing is None
+        assert seen.reconstruction is None
 
 
 @pytest.mark.parametrize("routings", [1, 3])
@@ -124,9 +124,9 @@ def test_a_network_of_capsnet_keras_sees_and_draws_the_same(channels, decoder, r
     seen = see(import_keras(arrays, routings), images, classes)
     np.testing.assert_allclose(seen.lengths, lengths, rtol=0, atol=tolerance)
     if decoder:
-        np.testing.assert_allclose(seen.drawing.permute(0, 2, 3, 1), drawing, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(seen.reconstruction.permute(0, 2, 3, 1), drawing, rtol=0, atol=tolerance)
     else:
-        assert seen.drawing is None
+        assert seen.reconstruction is None
 
 
 def test_the_paper_s_sizes_are_worked_out_from_shapes_alone():
@@ -205,7 +205,7 @@ def test_a_file_of_a_state_dict_becomes_a_folder_to_load_from(tmp_path, wrapper,
     folder = import_weights(tmp_path / "net.pth", tmp_path / "some" / "net", iterations=2)
     assert {"config.json", "model.safetensors"} <= {path.name for path in folder.iterdir()}
     seen, expected = (see(it, images, classes) for it in (CapsNet.from_pretrained(folder), import_pytorch(weights, 2)))
-    assert torch.equal(seen.drawing, expected.drawing)
+    assert torch.equal(seen.reconstruction, expected.reconstruction)
 
 
 def test_a_file_of_keras_arrays_becomes_a_folder_to_load_from(tmp_path):
@@ -214,7 +214,7 @@ def test_a_file_of_keras_arrays_becomes_a_folder_to_load_from(tmp_path):
     (tmp_path / "net").mkdir()
     read = CapsNet.from_pretrained(import_weights(tmp_path / "net.npz", tmp_path / "net"))
     seen, expected = (see(network, images, classes) for network in (read, import_keras(keras_weights(3))))
-    assert torch.equal(seen.drawing, expected.drawing)
+    assert torch.equal(seen.reconstruction, expected.reconstruction)
 
 
 def write_bad_files(folder):

@@ -27,9 +27,9 @@ TINY = Digits(
     primary_stride=2,
     reconstruction=0.0005,
     shift=1,
-    rate=2e-3,
+    lr=2e-3,
     epochs=2,
-    batch=32,
+    batch_size=32,
     schedule="exponential",
     precision="32-true",
     compile=False,
@@ -37,13 +37,13 @@ TINY = Digits(
 BASELINE = Digits(
     network="small-cnn",
     shift=1,
-    rate=2e-3,
+    lr=2e-3,
     epochs=2,
     schedule="exponential",
     precision="32-true",
     compile=False,
 )  # trained as TINY is
-LEARNS = replace(TINY, epochs=4, batch=8, rate=1e-2, shift=0)  # nearly all of its training images
+LEARNS = replace(TINY, epochs=4, batch_size=8, lr=1e-2, shift=0)  # nearly all of its training images
 EPOCH = 7  # TINY's, in steps: 200 images in six batches of 32 and one of 8
 
 

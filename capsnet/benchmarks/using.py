@@ -16,7 +16,7 @@ from capsnet.benchmarks.settings import CLASSES, IMAGE_SHAPE
 from capsnet.build import build_network
 from capsnet.data import ImageSet
 from capsnet.data.sources import FILES, data_folder
-from capsnet.evaluation import answer, evaluate
+from capsnet.evaluation import evaluate
 from capsnet.hardware import default_device
 from capsnet.models import CapsNet
 from capsnet.recipes import Paper

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import answers
+from capsnet.evaluation import predict_batches
 from capsnet.figures.grid import cell_height, draw_grid, frame
 from capsnet.figures.style import (
     BLACK,
@@ -58,7 +58,7 @@ def draw_changed(
     rotated and shifted at random, by seed. The answers are kept beside the picture.
     Raises InputError for a network without decoder, a set without images, and a count below 1.
     """
-    network.check_draws()
+    network.check_decoder()
     if not len(images) or count < 1:
         raise InputError(f"a picture has at least one image, not {min(count, len(images))}")
     shown = _answered(network, images.select(torch.arange(min(count, len(images)))), seed)
@@ -72,9 +72,9 @@ def draw_changed(
 def _answered(network: CapsNet, images: ImageSet, seed: int) -> Changed:
     sets, n = _changes(images, seed), len(images)
     together = ImageSet(torch.cat([each.images for each in sets.values()]), images.labels.repeat(len(sets)))
-    [(pixels, _, given)] = answers(network, together, batch=len(together))
+    [(pixels, _, given)] = predict_batches(network, together, batch=len(together))
     lengths, predictions = given.scores.float().max(dim=-1)  # over classes j
-    parts = predictions, lengths, pixels, given.drawings.float()  # type: ignore[union-attr]
+    parts = predictions, lengths, pixels, given.reconstructions.float()  # type: ignore[union-attr]
     return Changed(
         list(sets), images.labels.tolist(), *(rearrange(p.cpu(), "(k n) ... -> n k ...", n=n) for p in parts)
     )

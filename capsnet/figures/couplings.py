@@ -172,7 +172,7 @@ def _caption(network: CapsNet) -> str:
         words += f"With one iteration nothing is routed: the shares are {shares}."
     else:
         words += f"In the first iteration the shares are {shares}."
-    if caps.leaky:
+    if caps.none_of_the_above:
         words += f" A share may go to no class: an even one is 1 of {network.classes + 1}."
     if network.classes > MOST:
         words += f" Shown are the {MOST} classes of {network.classes} with the longest capsules."

@@ -52,7 +52,7 @@ def draw_curves(run: Run, path: Path) -> Path:
     if not records:
         raise InputError(f"{run.folder} has no measurements to draw: its log.jsonl is empty or missing; train it first")
     panels = [
-        ("loss", "log", _losses(training, validation, run.recipe.reconstruction)),
+        ("loss", "log", _losses(training, validation, run.recipe.reconstruction_weight)),
         ("errors in %", "errors", _errors(training, validation)),
         ("learning rate", "log" if run.recipe.schedule == "exponential" else "linear", _rates(training)),
     ]
@@ -104,7 +104,7 @@ def _percent_wrong(accuracy: float) -> float:
 
 
 def _rates(training: Records) -> list[Curve]:
-    curves = [_course("Adam's rate", training, "rate", BLACK, SOLID)]
+    curves = [_course("Adam's rate", training, "lr", BLACK, SOLID)]
     return [curve for curve in curves if curve.values]
 
 

@@ -135,7 +135,7 @@ def steps(extent: float, step: float) -> list[float]:
 
 def _known_dimensions(network: CapsNet, dimensions: Sequence[int] | None) -> list[int]:
     """The dimensions to tweak, each once."""
-    network.check_draws()
+    network.check_decoder()
     size = network.digit_caps.weight.shape[-1]
     chosen = list(dict.fromkeys(range(size) if dimensions is None else dimensions))
     if not chosen:

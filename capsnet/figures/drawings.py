@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import answers
+from capsnet.evaluation import predict_batches
 from capsnet.figures.grid import cell_height, draw_grid, frame
 from capsnet.figures.style import (
     BLACK,
@@ -91,7 +91,7 @@ def draw_drawings(
 
 
 def _check(network: CapsNet, images: ImageSet, count: int, columns: int) -> None:
-    network.check_draws()
+    network.check_decoder()
     if not len(images):
         raise InputError("there are no images to draw")
     if count < 1 or columns < 1:
@@ -101,9 +101,9 @@ def _check(network: CapsNet, images: ImageSet, count: int, columns: int) -> None
 def _told(network: CapsNet, images: ImageSet, errors_only: bool) -> Generator[Told]:
     """Go through a set in order, on the network's device."""
     place = 0
-    for pixels, labels, given in answers(network, images):
+    for pixels, labels, given in predict_batches(network, images):
         places = range(place, place := place + len(labels))
-        drawings = given.drawings.float().cpu()  # type: ignore[union-attr]
+        drawings = given.reconstructions.float().cpu()  # type: ignore[union-attr]
         lengths, predictions = given.scores.float().cpu(), given.predictions.tolist()
         told = zip(places, pixels.cpu(), drawings, labels.tolist(), predictions, lengths, strict=True)
         yield from (one for one in map(Told._make, told) if not errors_only or one.label != one.prediction)
@@ -119,7 +119,7 @@ def _rows(network: CapsNet, images: ImageSet, shown: list[Told], by_both: bool) 
     if not by_both:
         return rows | {"drawing": drawings}
     wrong = images.select(torch.tensor([one.place for one in shown]))
-    given = [given.drawings for _, _, given in answers(network, wrong, masked_by="label")]
+    given = [given.reconstructions for _, _, given in predict_batches(network, wrong, masked_by="label")]
     of_labels = torch.cat(given).float().cpu()  # type: ignore[arg-type]
     return rows | {"drawing of the\npredicted class": drawings, "drawing of the\ntrue class": of_labels}
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
 from capsnet.errors import InputError
-from capsnet.evaluation import Judgement
+from capsnet.evaluation import Predictions
 from capsnet.figures.confusion import draw_confusion
 from capsnet.figures.couplings import draw_couplings
 from capsnet.figures.curves import draw_curves
@@ -32,7 +32,7 @@ class Subject:
     run: Run
     network: Any  # a Network; each exhibit says which
     data: Data
-    judgement: Judgement
+    judgement: Predictions
     """The network's answers for the test images."""
     beside: dict[str, Network] = field(default_factory=dict)
     """Networks to compare with, trained on the same data, by name."""

@@ -95,7 +95,7 @@ def draw_lengths(
     whole = share(int(right.sum()), len(right))
     width = min(20.0, max(9.0, 0.25 * len(classes)))
     with page(path, width, 7.5, layout="constrained") as figure:
-        title = f"Answers for n = {len(right):,} images: {100 * whole['accuracy']:.2f} % right"
+        title = f"BatchPredictions for n = {len(right):,} images: {100 * whole['accuracy']:.2f} % right"
         figure.suptitle(title, fontsize=TITLE, weight="bold", color=BLACK)
         panels = figure.subplot_mosaic([["classes", "classes"], ["scores", "bins"]])
         _draw_classes(panels["classes"], by_class, class_names(classes, LONGEST), width)

@@ -46,12 +46,12 @@ def shares(couplings: Tensor, lengths: Tensor, types: int) -> Tensor:
     return given.sum(dim=1) / weights.sum(dim=1).clamp_min(smallest)  # over places
 
 
-def entropy(couplings: Tensor, leaky: bool) -> Tensor:
+def entropy(couplings: Tensor, none_of_the_above: bool) -> Tensor:
     """How evenly each child shares itself out, in bits: at most log2 of the number of parents j. [..., j] → [...].
 
     Where the routing is `leaky` the orphan, which has the rest, counts as one more parent.
     """
-    if leaky:
+    if none_of_the_above:
         rest = 1 - couplings.sum(dim=-1, keepdim=True)  # over parents j
         couplings = torch.cat([couplings, rest.clamp_min(0)], dim=-1)  # which rounding can take below 0
     return torch.special.entr(couplings).sum(dim=-1) / log(2)  # over parents j
@@ -61,7 +61,7 @@ def routing_numbers(network: CapsNet, routing: Routing) -> dict[str, Any]:
     """Numbers of a routing; lists by iteration, capsule type, class, row and column have their axes in this order."""
     caps, count = network.digit_caps, len(routing.lengths)
     types = len(routing.children) // (network.grid[0] * network.grid[1])
-    parents = count + caps.leaky  # the orphan is one more
+    parents = count + caps.none_of_the_above  # the orphan is one more
     return {
         "iterations": len(routing.couplings),
         "lengths": routing.lengths.tolist(),
@@ -69,6 +69,6 @@ def routing_numbers(network: CapsNet, routing: Routing) -> dict[str, Any]:
         "couplings_by_place": maps(routing.couplings, network.grid).tolist(),
         "shares": [shares(of, routing.children, 1)[0].tolist() for of in routing.couplings],
         "last_shares_by_type": shares(routing.couplings[-1], routing.children, types).tolist(),
-        "entropy": entropy(routing.couplings, caps.leaky).mean(dim=-1).tolist(),  # over children i
+        "entropy": entropy(routing.couplings, caps.none_of_the_above).mean(dim=-1).tolist(),  # over children i
         "greatest_entropy": log2(parents),
     }

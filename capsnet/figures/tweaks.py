@@ -77,7 +77,7 @@ def animate_tweaks(
     told = tweak(network, images, label=label, image=image, extent=extent, step=step, dimensions=dimensions)
     title = f"Capsule {_names(network, classes)[label]}, with this added to one dimension:".replace(r"\$", "$")
     labels = [f"dim {k}\n{effect or ''}" for k, effect in zip(told.dimensions, told.effects, strict=True)]
-    return write_animation(told.drawings, labels, title, told.offsets, path)
+    return write_animation(told.reconstructions, labels, title, told.offsets, path)
 
 
 def _names(network: CapsNet, classes: tuple[str, ...]) -> list[str]:
@@ -103,14 +103,14 @@ def _numbers(told: Tweaks, classes: tuple[str, ...], n: int) -> dict[str, Any]:
 
 
 def _draw(told: Tweaks, names: list[str], n: int, path: Path) -> None:
-    rows, columns, _, h, w = told.drawings.shape
+    rows, columns, _, h, w = told.reconstructions.shape
     tall = cell_height(h, w)
     cell = min(CELL, WIDEST / columns, TALLEST / (rows * tall))  # inches across
     width, height = cell * columns, cell * tall * rows
     readable = LEFT + max(width, 8 * CELL) + RIGHT
     labels = [f"dim {k}   ink {ink:.1f}" for k, ink in zip(told.dimensions, told.ink, strict=True)]
     with page(path, width, height) as figure:
-        axes = draw_grid(figure, told.drawings, (0, 0), cell, labels)
+        axes = draw_grid(figure, told.reconstructions, (0, 0), cell, labels)
         axes.tick_params("y", labelsize=min(SMALL, 0.8 * cell * tall * POINTS))
         _mark_columns(axes, told.offsets, cell)
         _name_effects(axes, told, cell * tall * POINTS)

@@ -24,7 +24,7 @@ def route_without_votes(
     prior: Tensor | None,
     bias: Tensor | None,
     iterations: int,
-    leaky: bool,
+    none_of_the_above: bool,
     through: bool,
 ) -> Tensor:
     """The parents of `routed`, for autograd and torch.func.
@@ -39,12 +39,12 @@ def route_without_votes(
         for tensor in (children, weight, prior, bias):
             if tensor is not None and unpack_dual(tensor).tangent is not None:
                 _refuse(None)
-    parents, _ = function(children, weight, prior, bias, iterations, leaky, through)
+    parents, _ = function(children, weight, prior, bias, iterations, none_of_the_above, through)
     return parents
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    children, weight, prior, _, _, ctx.leaky, ctx.through = inputs
+    children, weight, prior, _, _, ctx.none_of_the_above, ctx.through = inputs
     ctx.save_for_backward(children, weight, prior, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros are made for it
@@ -55,7 +55,7 @@ def _backward(gradients: Callable[..., Any], ctx: Any, grad: Tensor | None, _: N
         return (None,) * 7
     children, weight, prior, sums = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])  # those of a frozen network's weights are false
-    inputs = children, weight, prior, sums, grad, ctx.leaky, ctx.through, needs
+    inputs = children, weight, prior, sums, grad, ctx.none_of_the_above, ctx.through, needs
     cast = torch.amp.is_autocast_available(grad.device.type)
     with torch.autocast(grad.device.type, enabled=False) if cast else nullcontext():
         found = gradients(*inputs)

@@ -25,7 +25,7 @@ def route_forward(
     prior: Tensor | None,
     bias: Tensor | None,
     iterations: int,
-    leaky: bool,
+    none_of_the_above: bool,
     through: bool,
 ) -> tuple[Tensor, Tensor]:
     """Route children [b, i, d] by weight [i, j, d, e]: parents [b, j, e] and every iteration's sums [r, b, j, e].
@@ -33,7 +33,7 @@ def route_forward(
     Without `through` the agreement is a constant for the gradients. Sums and parents are in float32, or in float64 for
     such children.
     """
-    passes = _passes(children, weight, prior, leaky)
+    passes = _passes(children, weight, prior, none_of_the_above)
     shape = (iterations, len(children), weight.shape[1], weight.shape[3])
     sums, agreed = children.new_empty(shape, dtype=sum_dtype(children)), None
     for iteration in range(iterations):
@@ -52,7 +52,7 @@ def _(
     prior: Tensor | None,
     bias: Tensor | None,
     iterations: int,
-    leaky: bool,
+    none_of_the_above: bool,
     through: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (children.shape[0], weight.shape[1], weight.shape[3])
@@ -65,7 +65,7 @@ def route_backward(
     prior: Tensor | None,
     sums: Tensor,
     grad: Tensor,
-    leaky: bool,
+    none_of_the_above: bool,
     through: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ def route_backward(
 
     `needs` says which of the four are computed; the others are empty.
     """
-    passes, last = _passes(children, weight, prior, leaky), len(sums) - 1
+    passes, last = _passes(children, weight, prior, none_of_the_above), len(sums) - 1
     first, to_agreed = 0 if through else last, None
     agreed, to_sums = passes.backward_start(sums, grad)
     for iteration in range(last, first, -1):
@@ -100,7 +100,7 @@ def _(
     prior: Tensor | None,
     sums: Tensor,
     grad: Tensor,
-    leaky: bool,
+    none_of_the_above: bool,
     through: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,8 +111,8 @@ def _(
     )
 
 
-def _passes(children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> Steps:
+def _passes(children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> Steps:
     """The passes of the path that suits these tensors; of the textbook's, which keeps votes, there are none."""
     path = choose_path(children, weight)
     plain = path == "twin" or (path == "native" and not (is_readable(children) and is_readable(weight)))
-    return passes_of("streaming" if plain else path)(children, weight, prior, leaky)
+    return passes_of("streaming" if plain else path)(children, weight, prior, none_of_the_above)

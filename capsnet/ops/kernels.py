@@ -123,8 +123,8 @@ class Plan(NamedTuple):
 class Passes:
     """Steps and passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior [i, j]."""
 
-    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
-        self.plan, self.leaky = _plan(children, weight), leaky
+    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:
+        self.plan, self.none_of_the_above = _plan(children, weight), none_of_the_above
         self.children, self.weight = children.contiguous(), weight.contiguous()
         self.prior = self._exact(prior)
 
@@ -173,10 +173,24 @@ class Passes:
         statistics = self.children.new_empty(b, 3, i, dtype=plan.exact)
         if any(t is not None for t in tensors[2:]):  # else the couplings are the same for all
             self._launch(
-                _statistics, plan.image_blocks * plan.blocks, *tensors, statistics, iteration, LEAKY=self.leaky
+                _statistics,
+                plan.image_blocks * plan.blocks,
+                *tensors,
+                statistics,
+                iteration,
+                LEAKY=self.none_of_the_above,
             )
         programs = plan.image_blocks * j * splits
-        self._launch(_partial_sums, programs, *tensors, statistics, partial, iteration, COUNT(share), LEAKY=self.leaky)
+        self._launch(
+            _partial_sums,
+            programs,
+            *tensors,
+            statistics,
+            partial,
+            iteration,
+            COUNT(share),
+            LEAKY=self.none_of_the_above,
+        )
         return partial
 
     def gradients(
@@ -202,7 +216,7 @@ class Passes:
         ]
         statistics = self.children.new_empty(t, b, 3, i, dtype=plan.exact)
         tensors = self.children, self.weight, self._exact(agreed), self.prior, self._exact(grad), statistics
-        counts, flags = (COUNT(first), COUNT(t)), {"LEAKY": self.leaky, "EVEN": even, "THROUGH": through}
+        counts, flags = (COUNT(first), COUNT(t)), {"LEAKY": self.none_of_the_above, "EVEN": even, "THROUGH": through}
         self._launch(_children_gradient, plan.image_blocks * plan.blocks, *tensors, results[0], *counts, **flags)
         if results[1] is not None or results[2] is not None:
             steps = COUNT(plan.image_blocks)
@@ -229,7 +243,9 @@ class Passes:
                 kernel[programs,](*args, b, COUNT(i), COUNT(j), **flags, TILE=plan.tile, MATH=plan.math, **options)
 
 
-def weighted_sum(children: Tensor, weight: Tensor, agreed: Tensor | None, prior: Tensor | None, leaky: bool) -> Tensor:
+def weighted_sum(
+    children: Tensor, weight: Tensor, agreed: Tensor | None, prior: Tensor | None, none_of_the_above: bool
+) -> Tensor:
     """The weighted sum of the votes, s_j = Σ_i c_ij u_ij (Procedure 1, lines 4 and 5), with no vote stored.
 
     The logits are prior_ij + u_ij·V_j with V (`agreed`) the sum of the parents of all iterations so far; None stands
@@ -238,11 +254,13 @@ def weighted_sum(children: Tensor, weight: Tensor, agreed: Tensor | None, prior:
 
     children [b, i, d], weight [i, j, d, e], agreed [b, j, e], prior [i, j] → [b, j, e] in float32 (float64 of float64)
     """
-    return Passes(children, weight, prior, leaky).partial_sums(agreed, None, 0).sum(dim=0)  # over the splits
+    return (
+        Passes(children, weight, prior, none_of_the_above).partial_sums(agreed, None, 0).sum(dim=0)
+    )  # over the splits
 
 
 def pull(
-    children: Tensor, weight: Tensor, agreed: Tensor | None, prior: Tensor | None, leaky: bool, grad: Tensor
+    children: Tensor, weight: Tensor, agreed: Tensor | None, prior: Tensor | None, none_of_the_above: bool, grad: Tensor
 ) -> Tensor:
     """The gradient of <weighted_sum(...), grad> for `agreed`: Σ_i p_ij u_ij, with p_ij the gradient of the logits.
 
@@ -250,7 +268,9 @@ def pull(
 
     shapes as in `weighted_sum`, grad [b, j, e] → [b, j, e] in float32 (float64 of float64)
     """
-    return Passes(children, weight, prior, leaky).partial_sums(agreed, grad, 0).sum(dim=0)  # over the splits
+    return (
+        Passes(children, weight, prior, none_of_the_above).partial_sums(agreed, grad, 0).sum(dim=0)
+    )  # over the splits
 
 
 def gradients(
@@ -258,7 +278,7 @@ def gradients(
     weight: Tensor,
     agreed: Tensor | None,
     prior: Tensor | None,
-    leaky: bool,
+    none_of_the_above: bool,
     grad: Tensor,
     through: bool = True,
     needs: Sequence[bool] = (True, True, True),
@@ -272,7 +292,7 @@ def gradients(
     agreed [t, b, j, e], grad [t, b, j, e], others as in `weighted_sum` → [b, i, d], [i, j, d, e] and [i, j] in float32
     (float64 of float64), each None where it is not needed or there is no prior
     """
-    passes = Passes(children, weight, prior, leaky)
+    passes = Passes(children, weight, prior, none_of_the_above)
     return passes.gradients(agreed, grad, 0, False, through, needs, (passes.plan.exact,) * 3)
 
 

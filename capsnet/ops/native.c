@@ -78,7 +78,7 @@ INLINE words join(const vec *parts) { return parts[0]; }
 typedef vec loose __attribute__((aligned(sizeof(REAL)))); /* a vec anywhere in memory */
 
 typedef struct {
-    long children, parents, blocks, leaky, workers;
+    long children, parents, blocks, none_of_the_above, workers;
 } shape;
 
 /* The first child of a worker. */

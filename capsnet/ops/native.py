@@ -28,14 +28,14 @@ WIDEST = 64  # dimensions of a capsule, of which a matrix fits the registers
 class Shape(ctypes.Structure):
     """How many of everything there are: the struct of the same name in `native.c`."""
 
-    _fields_ = [(name, ctypes.c_long) for name in ("children", "parents", "blocks", "leaky", "workers")]
+    _fields_ = [(name, ctypes.c_long) for name in ("children", "parents", "blocks", "none_of_the_above", "workers")]
 
 
 class Passes(passes.Passes):
     """See `passes.Passes`."""
 
-    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
-        super().__init__(weight, prior, leaky)
+    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:
+        super().__init__(weight, prior, none_of_the_above)
         self.exact = sum_dtype(children)
         library = compiled(_dtype_of(children, weight), *weight.shape[2:])
         assert library is not None  # as `lacking` has found
@@ -51,7 +51,7 @@ class Passes(passes.Passes):
         blocks, i = self.x.shape[:2]
         sums = blocks * self.lanes * weight.shape[1] * weight.shape[3]
         most = max(1, (self.x.numel() + weight.numel()) // max(1, sums))  # whose sums take no more than what is given
-        self.shape = Shape(i, weight.shape[1], blocks, leaky, min(torch.get_num_threads(), i, most))
+        self.shape = Shape(i, weight.shape[1], blocks, none_of_the_above, min(torch.get_num_threads(), i, most))
 
     def even_sum(self) -> Tensor:
         """See `passes.Passes.even_sum`."""

@@ -58,7 +58,7 @@ class Steps(Protocol):
 class Passes(ABC):
     """`Steps` made of passes."""
 
-    def __init__(self, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
+    def __init__(self, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:
         self.starts_even = prior is None  # the first iteration's couplings are the same for all
         self.shares = weight.shape[1] + leaky  # among how many a child shares out 1: the parents, and the orphan
 

@@ -21,12 +21,12 @@ def vote(children: Tensor, weight: Tensor) -> Tensor:
     return einsum(children, weight, "b i d, i j d e -> b i j e")
 
 
-def couple(logits: Tensor, leaky: bool = False) -> Tensor:
-    """How each child shares itself out over its parents (Eq. 3); `leaky` adds an orphan class with logit 0.
+def couple(logits: Tensor, none_of_the_above: bool = False) -> Tensor:
+    """How each child shares itself out over its parents (Eq. 3); `leaky` adds a none-of-the-above logit with logit 0.
 
     logits [b, i, j] → couplings [b, i, j], which sum to 1 over the parents, or to less where the orphan has a share
     """
-    if not leaky:
+    if not none_of_the_above:
         return logits.softmax(dim=-1)  # over parents j
     orphan = logits.new_zeros(*logits.shape[:-1], 1)
     return torch.cat([logits, orphan], dim=-1).softmax(dim=-1)[..., :-1]  # over parents j and the orphan
@@ -38,7 +38,7 @@ def routing_trace(
     *,
     prior: Tensor | None = None,
     bias: Tensor | None = None,
-    leaky: bool = False,
+    none_of_the_above: bool = False,
     gradient: Gradient = "all",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Procedure 1, line by line: the couplings and the parents of every iteration.
@@ -54,7 +54,7 @@ def routing_trace(
     if prior is not None:
         logits = logits + prior
     for iteration in range(1, iterations + 1):  # line 3
-        couplings = couple(logits, leaky)  # line 4: each child shares out 1 over its parents
+        couplings = couple(logits, none_of_the_above)  # line 4: each child shares out 1 over its parents
         total = einsum(couplings, votes, "b i j, b i j e -> b j e")  # line 5
         parents = squash(total if bias is None else total + bias)  # line 6
         yield couplings, parents
@@ -69,14 +69,16 @@ def dynamic_routing(
     *,
     prior: Tensor | None = None,
     bias: Tensor | None = None,
-    leaky: bool = False,
+    none_of_the_above: bool = False,
     gradient: Gradient = "all",
 ) -> Tensor:
     """Procedure 1: the parents after `iterations` weighted sums; the options are those of `routing_trace`.
 
     votes [b, i, j, e] → parents [b, j, e]
     """
-    *_, (_, parents) = routing_trace(votes, iterations, prior=prior, bias=bias, leaky=leaky, gradient=gradient)
+    *_, (_, parents) = routing_trace(
+        votes, iterations, prior=prior, bias=bias, none_of_the_above=none_of_the_above, gradient=gradient
+    )
     return parents
 
 

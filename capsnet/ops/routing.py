@@ -17,7 +17,7 @@ def route(
     *,
     prior: Tensor | None = None,
     bias: Tensor | None = None,
-    leaky: bool = False,
+    none_of_the_above: bool = False,
     gradient: Gradient = "all",
 ) -> Tensor:
     """The parents that `dynamic_routing(vote(children, weight), ...)` gives, with no votes stored.
@@ -39,11 +39,11 @@ def route(
     cast = cast and torch.float64 not in (children.dtype, weight.dtype)
     _check_dtypes(children, weight, prior, bias, cast)
     if not cast:
-        parents = _route(children, weight, iterations, prior, bias, leaky, gradient)
+        parents = _route(children, weight, iterations, prior, bias, none_of_the_above, gradient)
         return parents.to(children.dtype)
     children, weight = (t.to(torch.get_autocast_dtype(device)) for t in (children, weight))
     with torch.autocast(device, enabled=False):
-        return _route(children, weight, iterations, prior, bias, leaky, gradient)
+        return _route(children, weight, iterations, prior, bias, none_of_the_above, gradient)
 
 
 def _route(
@@ -52,15 +52,17 @@ def _route(
     iterations: int,
     prior: Tensor | None,
     bias: Tensor | None,
-    leaky: bool,
+    none_of_the_above: bool,
     gradient: Gradient,
 ) -> Tensor:
     exact = sum_dtype(children)  # of sums and logits
     prior, bias = (None if t is None else t.to(exact) for t in (prior, bias))
     if is_asked_for("twin") or (not torch.compiler.is_compiling() and choose_path(children, weight) == "twin"):
         votes = vote(children, weight).to(exact)
-        return dynamic_routing(votes, iterations, prior=prior, bias=bias, leaky=leaky, gradient=gradient)
-    return route_without_votes(children, weight, prior, bias, iterations, leaky, gradient == "all")
+        return dynamic_routing(
+            votes, iterations, prior=prior, bias=bias, none_of_the_above=none_of_the_above, gradient=gradient
+        )
+    return route_without_votes(children, weight, prior, bias, iterations, none_of_the_above, gradient == "all")
 
 
 def _check_shapes(children: Tensor, weight: Tensor, prior: Tensor | None, bias: Tensor | None) -> None:

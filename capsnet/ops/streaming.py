@@ -40,9 +40,9 @@ class Tile(NamedTuple):
 class Passes(passes.Passes):
     """See `passes.Passes`."""
 
-    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, leaky: bool) -> None:
-        super().__init__(weight, prior, leaky)
-        self.children, self.weight, self.prior, self.leaky = children, weight, prior, leaky
+    def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:
+        super().__init__(weight, prior, none_of_the_above)
+        self.children, self.weight, self.prior, self.none_of_the_above = children, weight, prior, none_of_the_above
         self.exact = sum_dtype(children)
 
     def even_sum(self) -> Tensor:
@@ -116,7 +116,7 @@ class Passes(passes.Passes):
         spread = _spread(agreed, tile)
         logits = _agree(spread, tile)
         logits = logits if tile.prior is None else logits + tile.prior
-        if self.leaky:
+        if self.none_of_the_above:
             logits = torch.cat([logits, logits.new_zeros(1, *logits.shape[1:])])
         couplings = logits.softmax(dim=0)  # over parents j, and the orphan
         return couplings[: len(agreed)], spread

@@ -15,7 +15,7 @@ from torch import Tensor
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import answer
+from capsnet.evaluation import predict_batch
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
@@ -51,12 +51,12 @@ def fit_detector(network: CapsNet | ConvBaseline, validation: ImageSet, percenti
         raise InputError("there are no validation images to set a threshold on: train with --validation above 0")
     if not 0 < percentile <= 100:
         raise InputError(f"a percentile is above 0 and at most 100, not {percentile:g}")
-    errors = drawing_errors(network, validation.images[:VALIDATION] / 255)
+    errors = reconstruction_errors(network, validation.images[:VALIDATION] / 255)
     threshold = errors.sort().values[ceil(percentile * len(errors) / 100) - 1]
     return Detector(float(threshold), percentile, len(errors))
 
 
-def drawing_errors(network: CapsNet | ConvBaseline, images: Tensor) -> Tensor:
+def reconstruction_errors(network: CapsNet | ConvBaseline, images: Tensor) -> Tensor:
     """Squared error of the winning capsule's drawing of each image, summed over pixels.
 
     Raises InputError for a network that does not draw.
@@ -84,11 +84,11 @@ def look(network: CapsNet | ConvBaseline, images: Tensor) -> Look:
     device, training = next(network.parameters()).device, network.training
     network.eval()
     try:
-        given = [answer(network, batch.to(device)) for batch in images.split(BATCH)]
+        given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
     finally:
         network.train(training)
     answers = torch.cat([batch.predictions for batch in given]).cpu()
-    drawings = torch.cat([batch.drawings for batch in given if batch.drawings is not None]).cpu()
+    drawings = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
     images = images.cpu()
     return Look(images, answers, drawings, squared_errors(drawings, images))
 

@@ -96,13 +96,13 @@ class Figures(Compare):
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.evaluation import judge
+        from capsnet.evaluation import predict_set
         from capsnet.figures.gallery import ALL, Subject, draw_gallery, fitting
         from capsnet.figures.report import write_report
         from capsnet.runs import load_run
 
         network, data = self.load()
-        run, judgement = load_run(self.run), judge(network, data.test)
+        run, judgement = load_run(self.run), predict_set(network, data.test)
         beside, other = load_beside(self.run, self.beside, data), load_other(self.other, self.data_dir)
         subject = Subject(run, network, data, judgement, beside, other)
         draw_gallery(subject, self.only or fitting(subject, ALL))

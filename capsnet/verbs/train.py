@@ -122,7 +122,7 @@ class Train:
             kind = "CPU core" if device == "cpu" else "GPU"
             raise InputError(f"--devices {processes}, but this machine has {device_count()} {kind}(s): ask for fewer")
         if not self.resume:  # a run that goes on has its own batch, which is checked once it is read
-            check_batch(self.settings.batch, processes)
+            check_batch(self.settings.batch_size, processes)
         for name, wanted in (("cuda-graph", self.cuda_graph), ("images-on-device", self.images_on_device)):
             if not wanted and device == "cpu":
                 raise InputError(f"--no-{name} has no effect on a CPU: leave it out")
@@ -162,14 +162,14 @@ class Train:
 
 def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
     """Evaluate a run's network on the test images; write the results, the detector, the figures and the report."""
-    from capsnet.evaluation import judge
+    from capsnet.evaluation import predict_set
     from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
     from capsnet.figures.report import write_report
     from capsnet.models import CapsNet
     from capsnet.printing import print_evaluation
     from capsnet.robustness.detector import fit_detector, save_detector
 
-    judgement = judge(network, data.test)
+    judgement = predict_set(network, data.test)
     evaluation = judgement.evaluation()
     run.write_results(network, data, evaluation)
     if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):

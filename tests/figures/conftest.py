@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog", "owl")
 
 def train_record(step, epoch, **changes):
     measured = {"loss": 0.5 / step, "margin": 0.4 / step, "reconstruction": 20 / step, "accuracy": 1 - 0.5 / step}
-    rates = {"rate": 1e-3 / step, "gradient_norm": 1.0, "images_per_second": 100.0}
+    rates = {"lr": 1e-3 / step, "gradient_norm": 1.0, "images_per_second": 100.0}
     return {"kind": "train", "step": step, "epoch": epoch, "seconds": 61.0 + step} | measured | rates | changes
 
 

@@ -53,7 +53,7 @@ def test_each_child_shares_out_1_and_the_last_parents_are_the_networks_capsules(
 
 
 def test_a_leaky_child_shares_out_less_than_1(images):
-    routing = routed(make(leaky=True), images.images[:1] / 255)
+    routing = routed(make(none_of_the_above=True), images.images[:1] / 255)
     assert (routing.couplings.sum(dim=-1) < 0.99).all()
 
 
@@ -65,7 +65,7 @@ def test_the_first_iterations_entropy_is_that_of_even_shares_and_the_last_ones_i
 
 
 def test_the_orphan_is_one_more_parent(draw):
-    _, numbers = draw(make(leaky=True))
+    _, numbers = draw(make(none_of_the_above=True))
     assert numbers["entropy"][0] == pytest.approx(2, abs=1e-5)
     assert numbers["greatest_entropy"] == 2
     assert numbers["even_share"] == 0.25
@@ -74,8 +74,8 @@ def test_the_orphan_is_one_more_parent(draw):
 
 def test_the_entropy_of_a_child_that_gives_all_to_one_parent_is_0():
     couplings = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.5, 0.25]])
-    assert entropy(couplings[:2], leaky=False).tolist() == [0, 1]
-    assert entropy(couplings, leaky=True).tolist() == [0, 1, 1.5]
+    assert entropy(couplings[:2], none_of_the_above=False).tolist() == [0, 1]
+    assert entropy(couplings, none_of_the_above=True).tolist() == [0, 1, 1.5]
 
 
 def test_a_map_has_the_mean_over_the_types_at_each_place():

@@ -35,9 +35,9 @@ def test_tweaking_leaves_the_capsules_as_they_were():
 def test_a_tweak_of_zero_is_the_unperturbed_drawing(network, images):
     told = tweak(network, images, label=2, image=7)
     drawing = network.decode(capsules_of(network, images)[7:8], torch.tensor([2]))[0].detach()
-    middle = told.drawings[:, len(told.offsets) // 2]
+    middle = told.reconstructions[:, len(told.offsets) // 2]
     torch.testing.assert_close(middle, drawing.expand_as(middle))
-    assert (told.drawings[:, 0] - drawing).abs().max() > 0.01
+    assert (told.reconstructions[:, 0] - drawing).abs().max() > 0.01
 
 
 def test_each_drawing_is_of_the_capsule_with_that_number_added_to_that_dimension(network, images):
@@ -47,15 +47,15 @@ def test_each_drawing_is_of_the_capsule_with_that_number_added_to_that_dimension
             capsules = capsules_of(network, images)[3:4]
             capsules[0, 1, dimension] += offset
             drawing = network.decode(capsules, torch.tensor([1]))[0].detach()
-            torch.testing.assert_close(told.drawings[row, k], drawing)
+            torch.testing.assert_close(told.reconstructions[row, k], drawing)
 
 
 def test_rows_are_sorted_by_the_ink_that_a_dimension_moves(network, images):
     told = tweak(network, images)
     assert sorted(told.dimensions) == list(range(16))
     assert told.ink == sorted(told.ink, reverse=True)
-    middle = told.drawings[:, 5:6]
-    moved = (told.drawings - middle).abs().sum(dim=(2, 3, 4)).sum(dim=1) / 10
+    middle = told.reconstructions[:, 5:6]
+    moved = (told.reconstructions - middle).abs().sum(dim=(2, 3, 4)).sum(dim=1) / 10
     torch.testing.assert_close(torch.tensor(told.ink), moved)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from capsnet.baselines import ConvBaseline
 from capsnet.errors import InputError
-from capsnet.evaluation import judge
+from capsnet.evaluation import predict_set
 from capsnet.figures.gallery import ALL, GALLERY, QUICK, Subject, draw_gallery, drawn, fitting
 from capsnet.models import CapsNet
 
@@ -17,7 +17,7 @@ def subject(make_run, network, data):
     """What the pictures of a network, of the fixture's by default, are drawn from."""
 
     def subject(network=network):
-        return Subject(make_run(), network, data, judge(network, data.test))
+        return Subject(make_run(), network, data, predict_set(network, data.test))
 
     return subject
 

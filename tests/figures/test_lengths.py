@@ -104,7 +104,7 @@ def test_all_right_or_all_wrong_can_be_drawn(pages, tmp_path, added, words):
     drawn = pages(lengths)
     draw_lengths(SCORES, (SCORES.argmax(dim=-1) + added) % 3, CLASSES, tmp_path / "a.png")
     drawn[0].draw_without_rendering()
-    assert drawn[0].get_suptitle() == f"Answers for n = 5 images: {words}"
+    assert drawn[0].get_suptitle() == f"BatchPredictions for n = 5 images: {words}"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_the_drawing_of_the_predicted_class_is_the_networks_own(network, images)
         output = network(images.images / 255)
         lengths, drawings = masked(network, images.images / 255)
     torch.testing.assert_close(lengths, output.lengths)
-    torch.testing.assert_close(drawings[range(12), output.lengths.argmax(dim=-1)], output.drawing)
+    torch.testing.assert_close(drawings[range(12), output.lengths.argmax(dim=-1)], output.reconstruction)
 
 
 def test_every_other_drawing_is_a_decode_of_that_capsule_alone(network, images):

@@ -94,7 +94,7 @@ def test_each_class_has_its_n_and_accuracy_and_one_without_images_has_none(make_
 
 
 def test_fields_that_differ_from_the_paper_are_marked_and_only_those(report, make_run):
-    page = report(make_run(recipe=Fast(epochs=4, steps=None, rate=1e-3, shift=2)))
+    page = report(make_run(recipe=Fast(epochs=4, steps=None, lr=1e-3, shift=2)))
     marked = [line for line in page.source.splitlines() if line.startswith('<tr class="differs">')]
     assert [line.split("<td>")[1].split("<")[0] for line in marked] == ["gradient", "epochs", "schedule"]
     assert "4 ≠" in page.text

@@ -12,8 +12,8 @@ def scalar_vote(child: Tensor, matrix: Tensor) -> list[Tensor]:
     return [sum(child[d] * matrix[d, e] for d in range(matrix.shape[0])) for e in range(matrix.shape[1])]
 
 
-def scalar_couplings(logits: list[Tensor], leaky: bool = False) -> list[Tensor]:
-    """Eq. 3: one child's shares in its parents; an orphan class has the logit 0."""
+def scalar_couplings(logits: list[Tensor], none_of_the_above: bool = False) -> list[Tensor]:
+    """Eq. 3: one child's shares in its parents; a none-of-the-above logit has the logit 0."""
     powers = [logit.exp() for logit in logits]
     total = sum(powers) + (1 if leaky else 0)
     return [power / total for power in powers]
@@ -32,25 +32,31 @@ def scalar_routing(
     *,
     prior: Tensor | None = None,
     bias: Tensor | None = None,
-    leaky: bool = False,
+    none_of_the_above: bool = False,
     gradient: str = "all",
 ) -> Tensor:
     """Children [b, i, d], weight [i, j, d, e] → parents [b, j, e], each image on its own."""
     i, j, _, e = weight.shape
     prior = weight.new_zeros(i, j) if prior is None else prior
     bias = weight.new_zeros(j, e) if bias is None else bias
-    images = [_route_image(image, weight, iterations, prior, bias, leaky, gradient) for image in children]
+    images = [_route_image(image, weight, iterations, prior, bias, none_of_the_above, gradient) for image in children]
     return torch.stack(images)
 
 
 def _route_image(
-    children: Tensor, weight: Tensor, iterations: int, prior: Tensor, bias: Tensor, leaky: bool, gradient: str
+    children: Tensor,
+    weight: Tensor,
+    iterations: int,
+    prior: Tensor,
+    bias: Tensor,
+    none_of_the_above: bool,
+    gradient: str,
 ) -> Tensor:
     every_i, every_j, every_e = range(weight.shape[0]), range(weight.shape[1]), range(weight.shape[3])
     votes = [[scalar_vote(children[i], weight[i, j]) for j in every_j] for i in every_i]
     logits = [[prior[i, j] for j in every_j] for i in every_i]
     for _ in range(iterations):
-        couplings = [scalar_couplings(logits[i], leaky) for i in every_i]
+        couplings = [scalar_couplings(logits[i], none_of_the_above) for i in every_i]
         parents = []
         for j in every_j:
             s = [sum(couplings[i][j] * votes[i][j][e] for i in every_i) + bias[j, e] for e in every_e]

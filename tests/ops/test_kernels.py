@@ -113,30 +113,30 @@ def _largest(name, args):
     return largest.nbytes
 
 
-def twin(children, weight, agreed, prior, leaky):
+def twin(children, weight, agreed, prior, none_of_the_above):
     """The weighted sum of votes that are stored: Procedure 1, lines 4 and 5."""
     votes = vote(children, weight)
     logits = votes.new_zeros(votes.shape[:3])
     logits = logits if prior is None else logits + prior
     logits = logits if agreed is None else logits + einsum(votes, agreed, "b i j e, b j e -> b i j")
-    return einsum(couple(logits, leaky), votes, "b i j, b i j e -> b j e")
+    return einsum(couple(logits, none_of_the_above), votes, "b i j, b i j e -> b j e")
 
 
-def twins(name, children, weight, agreed, prior, leaky, grad=None):
+def twins(name, children, weight, agreed, prior, none_of_the_above, grad=None):
     """What the function of this name is to give, by the twin and autograd, as a list."""
     if name == "weighted_sum":
-        return [twin(children, weight, agreed, prior, leaky)]
+        return [twin(children, weight, agreed, prior, none_of_the_above)]
     if name == "pull":
         agreed = (torch.zeros_like(grad) if agreed is None else agreed.clone()).requires_grad_()
-        return list(torch.autograd.grad(twin(children, weight, agreed, prior, leaky), agreed, grad))
+        return list(torch.autograd.grad(twin(children, weight, agreed, prior, none_of_the_above), agreed, grad))
     leaves = [None if t is None else t.clone().requires_grad_() for t in (children, weight, prior)]
     agreed = [None] * len(grad) if agreed is None else agreed
-    sums = [twin(leaves[0], leaves[1], v, leaves[2], leaky) for v in agreed]
+    sums = [twin(leaves[0], leaves[1], v, leaves[2], none_of_the_above) for v in agreed]
     found = iter(torch.autograd.grad(sums, [t for t in leaves if t is not None], list(grad)))
     return [None if t is None else next(found) for t in leaves]
 
 
-def inputs(b, i, j, d, e, *, t=2, prior=True, leaky=False, dtype=torch.float64):
+def inputs(b, i, j, d, e, *, t=2, prior=True, none_of_the_above=False, dtype=torch.float64):
     """Arguments of each function, of such a size that a softmax over the parents is neither flat nor steep."""
     children, weight = torch.randn(b, i, d), torch.randn(i, j, d, e) * d**-0.5
     agreed, grad = torch.randn(t, b, j, e) * e**-0.5, torch.randn(t, b, j, e)
@@ -145,9 +145,9 @@ def inputs(b, i, j, d, e, *, t=2, prior=True, leaky=False, dtype=torch.float64):
         x if x is None else x.to(dtype) for x in (children, weight, agreed, start, grad)
     )
     return {
-        "weighted_sum": (children, weight, agreed[0], start, leaky),
-        "pull": (children, weight, agreed[0], start, leaky, grad[0]),
-        "gradients": (children, weight, agreed, start, leaky, grad),
+        "weighted_sum": (children, weight, agreed[0], start, none_of_the_above),
+        "pull": (children, weight, agreed[0], start, none_of_the_above, grad[0]),
+        "gradients": (children, weight, agreed, start, none_of_the_above, grad),
     }
 
 
@@ -172,9 +172,9 @@ def test_sums_and_gradients_are_the_twins_at_odd_shapes_in_a_sea_of_nan(name, sh
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("agreed", [False, True], ids=["no agreement", "agreement"])
 @pytest.mark.parametrize("prior", [False, True], ids=["no prior", "prior"])
-@pytest.mark.parametrize("leaky", [False, True], ids=["softmax", "leaky"])
-def test_every_kind_of_logits_is_the_twins(name, agreed, prior, leaky, call):
-    children, weight, v, *others = inputs(2, 3, 2, 2, 3, prior=prior, leaky=leaky)[name]
+@pytest.mark.parametrize("none_of_the_above", [False, True], ids=["softmax", "none_of_the_above"])
+def test_every_kind_of_logits_is_the_twins(name, agreed, prior, none_of_the_above, call):
+    children, weight, v, *others = inputs(2, 3, 2, 2, 3, prior=prior, none_of_the_above=none_of_the_above)[name]
     args = (children, weight, v if agreed else None, *others)
     torch.testing.assert_close(call(name, *args), twins(name, *args))
 
@@ -184,7 +184,7 @@ def test_every_kind_of_logits_is_the_twins(name, agreed, prior, leaky, call):
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_routing_by_the_kernels_is_the_twins(iterations, extras, gradient, worker):
     tensors = arguments((2, 3, 2, 5, 3), *extras)
-    options = {"iterations": iterations, "gradient": gradient, "leaky": True}
+    options = {"iterations": iterations, "gradient": gradient, "none_of_the_above": True}
     torch.testing.assert_close(_in(worker, _route, tensors, options, {}), by(routed_twin, tensors, **options))
 
 
@@ -280,9 +280,9 @@ def test_errors_are_at_most_twice_the_twins_and_sums_are_float32(name, dtype, ca
 
 
 def test_gradients_too_large_for_float16_are_finite(call):
-    children, weight, agreed, prior, leaky, grad = inputs(2, 3, 2, 2, 3, dtype=torch.float16)["gradients"]
-    found = call("gradients", children, weight, agreed, prior, leaky, grad.float() * 1e6)
-    expected = call("gradients", children, weight, agreed, prior, leaky, grad)
+    children, weight, agreed, prior, none_of_the_above, grad = inputs(2, 3, 2, 2, 3, dtype=torch.float16)["gradients"]
+    found = call("gradients", children, weight, agreed, prior, none_of_the_above, grad.float() * 1e6)
+    expected = call("gradients", children, weight, agreed, prior, none_of_the_above, grad)
     torch.testing.assert_close(found, [t * 1e6 for t in expected], rtol=1e-3, atol=1e2)
 
 

@@ -20,12 +20,12 @@ SHAPES = [
 ODD = [(33, 7, 3, 5, 16), (33, 7, 3, 8, 5)]  # whose capsules do not come in pairs
 
 
-def passes(shape, leaky, with_prior):
+def passes(shape, none_of_the_above, with_prior):
     """Compiled passes in bf16 and plain ones in float64, over the same numbers."""
     children, weight = (t.bfloat16() for t in inputs(*shape))
     prior = torch.randn(shape[1:3]) if with_prior else None
-    exact = streaming.Passes(*(None if t is None else t.double() for t in (children, weight, prior)), leaky)
-    return native.Passes(children, weight, prior, leaky), exact
+    exact = streaming.Passes(*(None if t is None else t.double() for t in (children, weight, prior)), none_of_the_above)
+    return native.Passes(children, weight, prior, none_of_the_above), exact
 
 
 def parents(shape, *many):
@@ -35,10 +35,10 @@ def parents(shape, *many):
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("with_prior", [False, True])
-@pytest.mark.parametrize("leaky", [False, True])
+@pytest.mark.parametrize("none_of_the_above", [False, True])
 @pytest.mark.parametrize("shape", SHAPES + ODD, ids=str)
-def test_sums_of_bf16_are_as_exact_as_those_of_float32(shape, leaky, with_prior):
-    ours, exact = passes(shape, leaky, with_prior)
+def test_sums_of_bf16_are_as_exact_as_those_of_float32(shape, none_of_the_above, with_prior):
+    ours, exact = passes(shape, none_of_the_above, with_prior)
     agreed, grad = parents(shape), parents(shape)
     for found, expected in (
         (ours.even_sum(), exact.even_sum()),

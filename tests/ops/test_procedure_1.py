@@ -40,18 +40,21 @@ ROUTINGS = [
 
 
 @pytest.mark.parametrize("gradient", ["all", "last"])
-@pytest.mark.parametrize("leaky", [False, True], ids=["as printed", "leaky"])
+@pytest.mark.parametrize("none_of_the_above", [False, True], ids=["as printed", "none_of_the_above"])
 @pytest.mark.parametrize("extras", [(), ("prior",), ("bias",), ("prior", "bias")], ids=str)
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_routing_equals_procedure_1_with_one_number_at_a_time(routing, iterations, extras, leaky, gradient):
+def test_routing_equals_procedure_1_with_one_number_at_a_time(routing, iterations, extras, none_of_the_above, gradient):
     children, weight = inputs()
     shapes = {"prior": weight.shape[:2], "bias": weight.shape[1::2]}  # [i, j] and [j, e]
     parameters = [torch.randn(shapes[name], dtype=torch.float64) for name in extras]
 
     def values_and_gradients(function):
         def call(children, weight, *parameters):
-            options = dict(zip(extras, parameters, strict=True)) | {"leaky": leaky, "gradient": gradient}
+            options = dict(zip(extras, parameters, strict=True)) | {
+                "none_of_the_above": none_of_the_above,
+                "gradient": gradient,
+            }
             return function(children, weight, iterations, **options)
 
         return with_gradients(call, children, weight, *parameters)

@@ -38,9 +38,11 @@ def test_couplings_start_at_the_prior(votes):
 
 
 def test_a_leaky_child_keeps_some_of_itself_for_the_orphan(votes):
-    for couplings, _ in routing_trace(votes, leaky=True):
+    for couplings, _ in routing_trace(votes, none_of_the_above=True):
         assert (couplings.sum(dim=-1) < 1).all()
-    torch.testing.assert_close(couple(votes.new_zeros(1, 1, 3), leaky=True), votes.new_full((1, 1, 3), 1 / 4))
+    torch.testing.assert_close(
+        couple(votes.new_zeros(1, 1, 3), none_of_the_above=True), votes.new_full((1, 1, 3), 1 / 4)
+    )
 
 
 def test_a_parent_that_agrees_with_a_child_gets_more_of_it():
@@ -66,8 +68,8 @@ def test_r_iterations_are_r_weighted_sums(votes, iterations, monkeypatch):
 
 
 def test_the_parents_are_those_of_the_traces_last_iteration(votes):
-    *_, (_, parents) = routing_trace(votes, 2, leaky=True)
-    assert torch.equal(dynamic_routing(votes, 2, leaky=True), parents)
+    *_, (_, parents) = routing_trace(votes, 2, none_of_the_above=True)
+    assert torch.equal(dynamic_routing(votes, 2, none_of_the_above=True), parents)
 
 
 def test_watching_costs_an_iteration_only_when_it_is_asked_for(votes):

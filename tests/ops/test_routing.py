@@ -38,12 +38,12 @@ def test_parents_and_gradients_are_the_twins_at_odd_shapes(shape, gradient, extr
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("gradient", ["all", "last"])
-@pytest.mark.parametrize("leaky", [False, True], ids=["softmax", "leaky"])
+@pytest.mark.parametrize("none_of_the_above", [False, True], ids=["softmax", "none_of_the_above"])
 @pytest.mark.parametrize("extras", [(), ("prior",), ("bias",), ("prior", "bias")], ids=str)
 @pytest.mark.parametrize("iterations", [1, 2, 4])
-def test_every_kind_of_routing_is_the_twins(iterations, extras, leaky, gradient, path):
+def test_every_kind_of_routing_is_the_twins(iterations, extras, none_of_the_above, gradient, path):
     tensors = arguments((5, 7, 3, 5, 8), *extras, path=path)
-    options = {"iterations": iterations, "leaky": leaky, "gradient": gradient}
+    options = {"iterations": iterations, "none_of_the_above": none_of_the_above, "gradient": gradient}
     torch.testing.assert_close(by(route, tensors, **options), by(twin, tensors, **options))
 
 
@@ -137,7 +137,7 @@ def test_derivatives_are_those_of_finite_differences(path):
     tensors = arguments((2, 3, 2, 2, 3), "prior", "bias", path=path)
 
     def routed(children, weight, prior, bias):
-        return route(children, weight, prior=prior, bias=bias, leaky=True)
+        return route(children, weight, prior=prior, bias=bias, none_of_the_above=True)
 
     assert torch.autograd.gradcheck(routed, [t.requires_grad_() for t in tensors.values()])
 

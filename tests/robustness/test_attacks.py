@@ -50,7 +50,7 @@ def attacked(network, images, epsilon, loss="margin", steps=4, seed=0, norm="Lin
         return descend(aim, model, images.images / 255, images.labels, epsilon, steps, norm)
 
 
-def answers(network, pixels):
+def predict_batches(network, pixels):
     with torch.no_grad():
         return network(pixels).lengths.argmax(dim=-1)
 
@@ -82,7 +82,7 @@ def test_an_image_that_left_its_ball_is_not_passed_over():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_said_to_be_fooled_is_misclassified_and_nothing_else(network, images, loss):
     attempt = attacked(network, images, 0.05, loss)
-    assert torch.equal(attempt.done, answers(network, attempt.adversarial) != images.labels)
+    assert torch.equal(attempt.done, predict_batches(network, attempt.adversarial) != images.labels)
     assert 2 < int(attempt.done.sum()) < 12
 
 
@@ -114,7 +114,7 @@ def test_an_image_keeps_the_change_that_fooled_the_network_first(network, images
     stopped, further = (attacked(network, images, 0.1, "cross-entropy", stops=stops) for stops in (True, False))
     still = ~stopped.done
     torch.testing.assert_close(stopped.adversarial[still], further.adversarial[still])
-    fooled = answers(network, further.adversarial) != images.labels
+    fooled = predict_batches(network, further.adversarial) != images.labels
     assert not bool((fooled & ~stopped.done).any())
 
 
@@ -131,7 +131,7 @@ def test_an_image_that_has_fooled_the_network_is_not_moved_again(network, images
     sizes = [len(pixels) for pixels in shown]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 12 > sizes[-1]
-    at_once = answers(network, shown[0]) != images.labels
+    at_once = predict_batches(network, shown[0]) != images.labels
     assert at_once.sum() >= 2
     assert torch.equal(attempt.adversarial[at_once], shown[0][at_once])
 
@@ -184,7 +184,7 @@ def test_the_worst_case_is_below_every_single_attack(network, images):
     attack = foolbox.attacks.L2DeepFoolAttack(steps=30, candidates=3)
     found = attack.run(model, pixels, foolbox.criteria.Misclassification(images.labels[:6]))
     distance = torch.linalg.vector_norm((found - pixels).flatten(1), dim=-1)
-    fooled = answers(network, found) != images.labels[:6]
+    fooled = predict_batches(network, found) != images.labels[:6]
     for ball in l2.balls:
         assert ball.right <= int((~fooled | (distance > ball.epsilon)).sum())
 

@@ -11,7 +11,7 @@ from capsnet.errors import InputError
 from capsnet.models import CapsNet
 from capsnet.robustness import detector
 from capsnet.robustness.detection import auc, measure_detection
-from capsnet.robustness.detector import drawing_errors, fit_detector, look
+from capsnet.robustness.detector import fit_detector, look, reconstruction_errors
 from tests.training import few_digits
 
 SMALL = {"count": 12, "epsilons": (0.3,), "steps": 3}
@@ -38,20 +38,20 @@ def noise(n):
 def test_the_drawing_error_is_that_of_the_winning_capsule_summed_over_pixels(network):
     images = few_digits().test.images[:3] / 255
     with torch.no_grad():
-        squares = (network(images).drawing - images).square().sum(dim=(1, 2, 3))  # over channel, row and column
-    torch.testing.assert_close(drawing_errors(network, images), squares)
+        squares = (network(images).reconstruction - images).square().sum(dim=(1, 2, 3))  # over channel, row and column
+    torch.testing.assert_close(reconstruction_errors(network, images), squares)
 
 
 @pytest.mark.parametrize(("percentile", "flagged"), [(95, 3), (100, 0), (50, 30), (94, 3), (99.9, 0)])
 def test_of_60_validation_images_a_percentile_leaves_so_many_flagged(network, percentile, flagged):
     validation = few_digits().validation
     detector = fit_detector(network, validation, percentile)
-    assert detector.flags(drawing_errors(network, validation.images / 255)).sum() == flagged
+    assert detector.flags(reconstruction_errors(network, validation.images / 255)).sum() == flagged
     assert (detector.percentile, detector.n) == (percentile, 60)
 
 
 def test_the_threshold_is_the_error_of_a_validation_image_and_is_not_flagged(network):
-    errors = drawing_errors(network, few_digits().validation.images / 255)
+    errors = reconstruction_errors(network, few_digits().validation.images / 255)
     detector = fit_detector(network, few_digits().validation)
     assert detector.threshold == errors.sort().values[56]
     assert not detector.flags(torch.tensor([detector.threshold])).any()
@@ -80,7 +80,7 @@ def test_every_attacked_image_counts_that_fooled_the_network_and_no_other(networ
         assert 0 < len(kind.seen.errors) <= kind.tried <= 12
         assert (kind.seen.answers != kind.labels).all()
         assert torch.equal(look(network, kind.seen.images).answers, kind.seen.answers)
-        torch.testing.assert_close(drawing_errors(network, kind.seen.images), kind.seen.errors)
+        torch.testing.assert_close(reconstruction_errors(network, kind.seen.images), kind.seen.errors)
 
 
 def test_attacks_are_tried_on_the_first_images_that_are_classified_right(measured):
@@ -122,7 +122,7 @@ def test_without_suspects_there_is_no_area():
 def test_a_network_that_does_not_draw_is_refused(kind):
     small = {"conv_channels": 4, "conv_kernel": 3, "primary_types": 2, "primary_kernel": 3, "decoder": "none"}
     network = ConvBaseline((1, 8, 8), 10, size="small") if kind == "baseline" else CapsNet((1, 8, 8), 10, **small)
-    for ask in (fit_detector, drawing_errors):
+    for ask in (fit_detector, reconstruction_errors):
         with pytest.raises(InputError, match="this network does not draw, so no drawing can give an attack away"):
             ask(network, noise(3) if ask is fit_detector else noise(3).images / 255)
     with pytest.raises(InputError, match="this network does not draw"):

@@ -27,10 +27,10 @@ def capsules(shape, classes):
 def noise_for(network, count=60):
     """Images of noise whose labels are the network's answers."""
     pixels = torch.randint(256, (count, *network.image_shape), dtype=torch.uint8)
-    return ImageSet(pixels, answers(network, pixels / 255))
+    return ImageSet(pixels, predict_batches(network, pixels / 255))
 
 
-def answers(network, pixels):
+def predict_batches(network, pixels):
     with torch.no_grad():
         output = network(pixels)
     return (output.lengths if isinstance(network, CapsNet) else output).argmax(dim=-1)
@@ -39,7 +39,7 @@ def answers(network, pixels):
 @pytest.mark.parametrize("steps", [2, 60])
 def test_a_success_is_classified_as_the_target_and_a_failure_is_not(network, steps):
     attacked = attack_targets(network, noise_for(network), steps=steps, per_class=2)
-    assert torch.equal(answers(network, attacked.adversarial) == attacked.targets, attacked.success)
+    assert torch.equal(predict_batches(network, attacked.adversarial) == attacked.targets, attacked.success)
     assert attacked.success.all() if steps == 60 else not attacked.success.all()
 
 
@@ -49,7 +49,7 @@ def test_a_baseline_is_attacked_by_its_logits():
         baseline.head[-1].bias -= baseline(torch.rand(20, 1, 8, 8)).median(dim=0).values
     attacked = attack_targets(baseline, noise_for(baseline))
     assert attacked.success.all()
-    assert torch.equal(answers(baseline, attacked.adversarial), attacked.targets)
+    assert torch.equal(predict_batches(baseline, attacked.adversarial), attacked.targets)
 
 
 def test_the_ascent_never_takes_more_than_its_steps_nor_goes_further_than_they_reach(network):
@@ -72,7 +72,7 @@ def test_every_pair_of_classes_is_attacked_from_the_first_images_that_are_right(
     attacked = attack_targets(network, images, per_class=2, steps=1)
     pairs = list(zip(attacked.sources.tolist(), attacked.targets.tolist(), strict=True))
     assert pairs == [(k, j) for k in range(3) for _ in range(2) for j in range(3) if j != k]
-    right = answers(network, images.images / 255) == images.labels
+    right = predict_batches(network, images.images / 255) == images.labels
     first = [images.images[right & (images.labels == k)][:2] / 255 for k in range(3)]
     torch.testing.assert_close(attacked.originals[::2], torch.cat(first))
 

@@ -1,0 +1,92 @@
+"""A subject of analysis: a function from a trained network and its data to figures, with its caption and options."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from capsnet.baselines import ConvBaseline
+from capsnet.data import Data
+from capsnet.errors import InputError
+from capsnet.evaluation import Predictions, predict_set
+from capsnet.models import CapsNet
+from capsnet.runs import Run
+
+Network = CapsNet | ConvBaseline
+Needs = Literal["network", "capsules", "decoder"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an analysis is made from: a run, its network and its data."""
+
+    run: Run
+    network: Any  # a Network; each subject says which in `needs`
+    data: Data
+    compare: dict[str, Network] = field(default_factory=dict)
+    """Networks to compare with, trained on the same data, by the names of their run folders."""
+    ood: Data | None = None
+    """Out-of-distribution data, of images of the same shape."""
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The run's network and those to compare with, by name."""
+        return {self.run.folder.resolve().name: self.network} | self.compare
+
+    @property
+    def folder(self) -> Path:
+        """The folder that figures are written to."""
+        return self.run.folder / "figures"
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """The network's predictions of the test images."""
+        return predict_set(self.network, self.data.test)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A figure, or several of one kind, and the measurement behind it."""
+
+    function: Callable[..., Iterable[Path]]
+    """Takes a Context and the values of `options`; writes figures and yields their paths."""
+    files: str
+    """The figures' file names: a name, or a pattern with *."""
+    caption: str
+    needs: Needs
+    options: list[click.Parameter]
+    """The options of its command, each with the default that the report takes."""
+
+    def __call__(self, context: Context, **options: Any) -> list[Path]:
+        """Make the figures.
+
+        Raises InputError where the network lacks what the subject needs.
+        """
+        if missing := self.missing(context):
+            raise InputError(f"{self.function.__name__} cannot be made: {missing}")
+        return list(self.function(context, **options))
+
+    def missing(self, context: Context) -> str:
+        """What keeps the subject from being made of a network; empty where nothing does."""
+        if self.needs != "network" and not isinstance(context.network, CapsNet):
+            return "the network is a baseline without capsules"
+        if self.needs == "decoder" and context.network.decoder is None:
+            return "the network has no decoder: train one with --decoder dense"
+        return ""
+
+
+def subject(files: str, caption: str, needs: Needs = "network") -> Callable[[Callable[..., Iterable[Path]]], Subject]:
+    """Make a Subject of a function, which click's option decorators may have been applied to."""
+
+    def make(function: Callable[..., Iterable[Path]]) -> Subject:
+        options = list(reversed(getattr(function, "__click_params__", [])))
+        return Subject(function, files, caption, needs, options)
+
+    return make
+
+
+compare_option = click.option("--compare", multiple=True, metavar="RUN", help="A run to compare with; repeatable.")
+ood_option = click.option("--ood", metavar="DATA", help="Out-of-distribution data, for example fashion_mnist.")
