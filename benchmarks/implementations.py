@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from capsnet.errors import InputError
-from capsnet.ops.paths import RoutingPath, routing_path
+from capsnet.ops.dispatch import BackendName, routing_backend
 from capsnet.ops.routing import route
 from measuring import WrongResult
 from naive import naive_route
 
-BACKENDS = [backend for backend in get_args(RoutingPath) if backend != "twin"]
+BACKENDS = [backend for backend in get_args(BackendName) if backend != "reference"]
 ROUNDINGS = 64  # an error of so many is accepted where naive PyTorch's is next to nothing
 
 
@@ -58,11 +58,11 @@ def implementations(shape: Shape, device: torch.device) -> dict[str, Implementat
     smallest = inputs(shape._replace(b=1, i=1, j=1), torch.float32, device)[:2]
     for backend in BACKENDS:
         try:
-            with routing_path(backend):
+            with routing_backend(backend):
                 route(*smallest)
         except InputError:
             continue
-        found[backend] = Implementation(route, partial(routing_path, backend))
+        found[backend] = Implementation(route, partial(routing_backend, backend))
     return found
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
 
 # Triton is imported where it is needed: benchmarks/tables.py takes the table from here also where it is not installed.
-OPTIONAL = ("agreed", "prior", "grad", "to_agreed")
+OPTIONAL = ("parent_sum", "prior", "grad", "grad_parent_sum")
 SHARED, WARPS, PROGRAMS = 227 << 10, 64, 32  # of a multiprocessor
 RESERVED = 1 << 10  # bytes of shared memory that each program takes besides its own
 GRANULE = 256  # registers: a warp gets a multiple of them
@@ -91,13 +91,13 @@ class Compiler:
 
 @contextmanager
 def compiling() -> Iterator[list[Launch]]:
-    """Compile for an H100 what `kernels` would launch, and append each launch to the list that is given.
+    """Compile for an H100 what `capsnet.ops.triton` would launch, and append each launch to the list that is given.
 
     Triton keeps the target, so that the process can launch no kernel afterwards.
     """
     import triton
 
-    from capsnet.ops import kernels
+    from capsnet.ops import triton as kernels
 
     launches: list[Launch] = []
     found = {name: kernel for name, kernel in vars(kernels).items() if getattr(kernel, "do_not_specialize", None)}
@@ -111,26 +111,26 @@ def compiling() -> Iterator[list[Launch]]:
 
 def route_and_back(shape: Shape, dtype: torch.dtype, prior: bool, iterations: int = ITERATIONS) -> None:
     """Take every step of routing forward and backward with the kernels."""
-    from capsnet.ops import kernels
+    from capsnet.ops import triton as kernels
 
     b, i, j, d, e = shape
     exact = torch.promote_types(dtype, torch.float32)
     children, weight = torch.zeros(b, i, d, dtype=dtype), torch.zeros(i, j, d, e, dtype=dtype)
     start = torch.zeros(i, j, dtype=exact) if prior else None
-    passes = kernels.Passes(children, weight, start, False)
-    sums, agreed = torch.zeros(iterations, b, j, e, dtype=exact), None
+    passes = kernels.Triton(children, weight, start, False)
+    sums, parent_sum = torch.zeros(iterations, b, j, e, dtype=exact), None
     for iteration in range(iterations):
-        parents, agreed = passes.forward_step(iteration, agreed, torch.zeros(j, e, dtype=exact), sums)
-    before, to_sums = passes.backward_start(sums, parents)
-    to_agreed = None
+        parents, parent_sum = passes.forward_step(iteration, parent_sum, torch.zeros(j, e, dtype=exact), sums)
+    parent_sums, grad_sums = passes.backward_start(sums, parents)
+    grad_parent_sum = None
     for iteration in range(iterations - 1, 0, -1):
-        to_agreed = passes.backward_step(iteration, before, to_agreed, sums, to_sums)
-    passes.input_gradients(before, to_sums, 0, True, (True, True, True))
+        grad_parent_sum = passes.backward_step(iteration, parent_sums, grad_parent_sum, sums, grad_sums)
+    passes.input_gradients(parent_sums, grad_sums, 0, True, (True, True, True))
 
 
 def measure(compiled: Any) -> dict[str, int]:
     """Return a thread's registers and bytes of spills, a program's bytes of shared memory and warps, and slots."""
-    from capsnet.ops import kernels
+    from capsnet.ops import triton as kernels
 
     usage = _dump(compiled, "--dump-resource-usage")
     ((registers, stack),) = ((int(n) for n in found) for found in re.findall(r"REG:(\d+) STACK:(\d+)", usage))

@@ -111,13 +111,14 @@ def markdown(table: Table) -> str:
 def print_tables(benchmark: Benchmark, results: Results) -> None:
     """Print the machine line and the tables on the terminal."""
     from rich.console import Console
+    from rich.table import Column
     from rich.table import Table as Grid
 
     console = Console()
     console.print(f"\n{machine(results)}", markup=False, highlight=False)
     for table in benchmark.tables(results):
         console.print(f"\n{table.title}", markup=False, highlight=False)
-        grid = Grid(*table.head)
+        grid = Grid(*(Column(name, overflow="fold") for name in table.head))
         for row in table.rows:
             grid.add_row(*row)
         console.print(grid)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from capsnet.figures.style import BLUE, GREEN, LABEL, SMALL, VERMILLION, round_numbers
 from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
-from capsnet.ops.paths import choose_path
+from capsnet.ops.dispatch import choose_backend
 from goals import NOT_RUN, Results
 from implementations import BACKENDS, PAPER, Implementation, Shape, check, implementations, inputs, step
 from measuring import (
@@ -148,7 +148,7 @@ def compare(shape: Shape, dtype: torch.dtype, limits: Limits, rounds: int, devic
         }
         for name, of in times.items()
     }
-    about = {"shape": shape._asdict(), "dtype": dtype_name(dtype), "chosen": choose_path(*arguments[:2])}
+    about = {"shape": shape._asdict(), "dtype": dtype_name(dtype), "chosen": choose_backend(*arguments[:2])}
     return about | {"implementations": rows, "roofline_ms": 1e3 * roofline(shape, dtype, limits)}
 
 
