@@ -29,8 +29,7 @@ from capsnet.data.sources import data_folder
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
 from capsnet.hardware import default_device, environment, keep_freed_memory
-from capsnet.recipe import Recipe
-from capsnet.recipes import Digits, Fast, find_recipe, name_of
+from capsnet.recipes import Digits, Fast, Recipe, find_recipe, name_of
 from capsnet.runs import start_run
 from capsnet.training import train
 

@@ -31,8 +31,7 @@ from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
 from capsnet.files import atomic_files, atomic_write, is_leftover, locked, make_folder, remove
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import name_of, recorded_recipe
+from capsnet.recipes import Recipe, name_of, recorded_recipe
 from capsnet.schema import STRICT, parse_json, read_json
 
 NAMED = (*SOURCES, "digits")  # data sets that are no path

@@ -29,7 +29,7 @@ from capsnet.launch import check_batch, local_process_count
 from capsnet.logs import Log
 from capsnet.models import CapsNet
 from capsnet.processes import Precision, everywhere, first, join, process_seed
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
 
@@ -45,6 +45,7 @@ def train(
     *,
     resume: bool = False,
     save_minutes: float = SAVE_MINUTES,
+    log_steps: int = LOG_STEPS,
     images_on_device: bool = True,
     cuda_graph: bool = True,
 ) -> CapsNet | ConvBaseline:
@@ -53,9 +54,9 @@ def train(
     A checkpoint is written after each epoch, every `save_minutes`, and at a first Ctrl-C, SIGTERM or SIGHUP, whose
     Interrupted (a KeyboardInterrupt) comes once the step under way is done. A resumed run sees the same batches as one
     that was never stopped; without a checkpoint it begins at the first step. Without validation images the network
-    after the last epoch is the best. `images_on_device` copies all training images to the device, if they fit there;
-    otherwise each batch is copied. `cuda_graph` records a step on a GPU once and replays it, if it can be recorded. The
-    process's random state is left as it was.
+    after the last epoch is the best. The log gets a record every `log_steps` steps. `images_on_device` copies all
+    training images to the device, if they fit there; otherwise each batch is copied. `cuda_graph` records a step on a
+    GPU once and replays it, if it can be recorded. The process's random state is left as it was.
 
     Processes that torchrun has started train one network: all have to call this with the same arguments. Each learns
     from its share of every batch; the first alone reads and writes the folder. An InputError is raised in all of them.
@@ -66,6 +67,8 @@ def train(
     """
     if not save_minutes > 0:
         raise InputError(f"checkpoints are more than 0 minutes apart, not {save_minutes:g}")
+    if log_steps < 1:
+        raise InputError(f"records of the log are at least 1 step apart, not {log_steps}")
     fabric = join(_precision(run.recipe, default_device()))
     check_batch(run.recipe.batch_size, fabric.world_size)
     everywhere(fabric, lambda: run.check_data(data, ("train", "validation")))
@@ -74,7 +77,7 @@ def train(
     own_seed = process_seed(run.recipe.seed, fabric.global_rank)  # of dropout
     with ExitStack() as stack, seeded(own_seed, fabric.device):
         changed = first(fabric, lambda: _enter(run, stack))
-        training = _Training(run, data, fabric, save_minutes, cuda_graph)
+        training = _Training(run, data, fabric, save_minutes, log_steps, cuda_graph)
         if resume:
             training.restore()
         if changed:
@@ -103,10 +106,12 @@ class _Training:
     log: Log
     """Of the first process."""
 
-    def __init__(self, run: Run, data: Data, fabric: Fabric, save_minutes: float, cuda_graph: bool) -> None:
+    def __init__(
+        self, run: Run, data: Data, fabric: Fabric, save_minutes: float, log_steps: int, cuda_graph: bool
+    ) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
-        self.save_seconds = 60 * save_minutes
+        self.save_seconds, self.log_steps = 60 * save_minutes, log_steps
         self.agree_steps = 1 if fabric.device.type == "cpu" else LOG_STEPS  # when a GPU is waited for anyway
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
@@ -168,7 +173,7 @@ class _Training:
             if interruption:
                 break
             save = save and self.step < last
-            if save or self.step % LOG_STEPS == 0:
+            if save or self.step % self.log_steps == 0:
                 self.measure(epoch + 1)
             if save:
                 self.save()

@@ -32,8 +32,7 @@ from capsnet.data.batches import share
 from capsnet.errors import InputError
 from capsnet.hardware import cores, device_count
 from capsnet.processes import everywhere, first, join, process_seed, share_cores
-from capsnet.recipe import Recipe
-from capsnet.recipes import Fast
+from capsnet.recipes import Fast, Recipe
 from capsnet.runs import load_run, start_run
 from capsnet.steps import Step
 from tests.commands import SMALL, capsnet

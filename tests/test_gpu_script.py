@@ -109,4 +109,4 @@ def test_what_a_machine_lacks_is_named_before_anything_runs(tmp_path):
     done = run(tmp_path / "out", tmp_path / "bare" / "bin" / "python")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert re.fullmatch(r"this Python lacks torch, .*tyro, .*pytest: give a folder of wheels in WHEELS\n", done.stderr)
+    assert re.fullmatch(r"this Python lacks torch, .*click, .*pytest: give a folder of wheels in WHEELS\n", done.stderr)

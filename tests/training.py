@@ -17,15 +17,14 @@ from capsnet.baselines import ConvBaseline
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import Data, load_data
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import Digits
+from capsnet.recipes import Digits, Recipe
 from capsnet.runs import Run, load_run, start_run
 
 TINY = Digits(
     conv_channels=8,
     primary_types=2,
     primary_stride=2,
-    reconstruction=0.0005,
+    reconstruction_weight=0.0005,
     shift=1,
     lr=2e-3,
     epochs=2,
