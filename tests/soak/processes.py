@@ -35,13 +35,13 @@ from capsnet.runs import load_run
 
 FLAGS = (
     "--recipe digits --epochs 2 --conv-channels 8 --primary-types 2 --decoder conv --shift 1 --validation 60 "
-    "--precision 32-true --compile False"
+    "--precision 32-true --no-compile"
 )
 STEPS = 14  # two epochs of 200 images in batches of 32
 LIMIT = 300  # seconds that a child may take on a loaded machine
 LATE = (  # what the package imports when it is needed, which each child would do anew
-    *("capsnet.figures.report", "capsnet.predict", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
-    *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "tyro"),
+    *("capsnet.figures.report", "capsnet.predict", "capsnet.training", "capsnet.cli.run", "capsnet.cli.train"),
+    *("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure"),
 )
 
 
