@@ -3,7 +3,7 @@ RUN ?= runs/demo
 
 .PHONY: demo test check tutorial clean
 
-# Train on scikit-learn's bundled digits, judge, draw: no download of data.
+# Train on scikit-learn's bundled digits, evaluate, and write a report: no download of data.
 demo: .venv/installed
 	.venv/bin/capsnet train digits --recipe digits --run $(RUN) --overwrite
 

@@ -41,7 +41,7 @@ def test_a_command_of_the_page_is_understood(command):
 
 def test_the_page_moves_users_to_every_command_and_recipe_that_they_need():
     commands = {command.split()[1] for command in COMMANDS}
-    assert commands >= {"train", "evaluate", "report", "reconstructions", "errors", "masks", "perturbations"}
+    assert commands >= {"train", "evaluate", "curves", "reconstructions", "errors", "masks", "perturbations"}
     assert commands >= {"targeted", "affine", "import-weights"}
     recipes = set(re.findall(r"--recipe (\S+)", " ".join(COMMANDS)))
     assert recipes == {"chainer", "tensorflow", "pytorch", "notebook", "paper"}
