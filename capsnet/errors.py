@@ -4,8 +4,8 @@
 class InputError(ValueError):
     """An argument, a file or data cannot be used; the message has the value and the remedy.
 
-    The command line prints the message as one line and exits with status 2. Line breaks and control characters in it are
-    escaped.
+    The command line prints the message as one line and exits with status 2. Line breaks and control characters in it
+    are escaped.
     """
 
     def __init__(self, message: str) -> None:
