@@ -162,12 +162,12 @@ class Train:
 
 def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
     """Evaluate a run's network on the test images; write the results, the detector, the figures and the report."""
+    from capsnet.analysis.detection.detector import fit_detector, save_detector
     from capsnet.evaluation import predict_set
     from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
     from capsnet.figures.report import write_report
     from capsnet.models import CapsNet
     from capsnet.printing import print_evaluation
-    from capsnet.robustness.detector import fit_detector, save_detector
 
     judgement = predict_set(network, data.test)
     evaluation = judgement.evaluation()

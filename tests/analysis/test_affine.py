@@ -1,16 +1,28 @@
-"""Affine changes do to images what they say, and networks are counted on the images so changed."""
+"""Affine changes do to images what they say, and the accuracies and figures are those of the changed images."""
+
+import json
 
 import pytest
 import torch
 
+from capsnet.analysis import affine
+from capsnet.analysis.accuracy import share, wilson
+from capsnet.analysis.affine import (
+    changed,
+    changed_at_random,
+    measure_affine,
+    plot_affine,
+    plot_reconstructions,
+    transformed,
+)
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
 from capsnet.models import CapsNet
-from capsnet.robustness.affine import changed, changed_at_random, measure_affine, transformed
-from capsnet.robustness.intervals import share, wilson
+from tests.analysis.conftest import CLASSES
 
+CHANGES = ("rotation", "right", "scale", "shear")
 SHAPES = [(2, 1, 28, 28), (3, 3, 7, 7), (2, 1, 8, 8), (2, 2, 27, 33)]
 
 
@@ -20,12 +32,6 @@ def networks():
     return {"capsules": CapsNet((1, 8, 8), 3, **sizes), "plain": ConvBaseline((1, 8, 8), 3, "small")}
 
 
-@pytest.fixture
-def images():
-    """Twelve images of noise."""
-    return ImageSet(torch.randint(256, (12, 1, 8, 8), dtype=torch.uint8), torch.arange(12) % 3)
-
-
 def with_zeros(shape):
     """Images of which a fifth is black, so that a trace of a neighbour in a black pixel shows."""
     pixels = torch.rand(shape)
@@ -33,7 +39,7 @@ def with_zeros(shape):
 
 
 def dot(h=15, w=21, row=7, column=10):
-    """A black image with one white pixel, in its middle unless told."""
+    """A black image with one white pixel, by default in its middle."""
     pixels = torch.zeros(1, 1, h, w)
     pixels[0, 0, row, column] = 1
     return pixels
@@ -134,30 +140,34 @@ def test_random_shifts_are_whole_and_within_their_bounds():
     assert torch.equal(moved.sum(dim=(0, 1)) > 0, torch.nn.functional.pad(torch.ones(3, 3), (3, 3, 3, 3)) > 0)
 
 
-def test_without_change_the_count_is_that_of_an_evaluation(networks, images):
-    result = measure_affine(networks, images)
-    assert (result.n, [curve.change for curve in result.curves]) == (12, ["rotation", "right", "scale", "shear"])
+def test_without_change_the_accuracy_is_that_of_an_evaluation(networks, images):
+    numbers = measure_affine(networks, images)
+    assert list(numbers) == ["n", "seed", *CHANGES, "random"]
+    assert numbers["n"] == 12
     for name, network in networks.items():
-        right = 12 - evaluate(network, images).errors
-        assert {curve.right[name][curve.amounts.index(curve.change == "scale")] for curve in result.curves} == {right}
+        right = share(12 - evaluate(network, images).errors, 12)
+        for change in CHANGES:
+            (unchanged,) = (point for point in numbers[change][name] if point["amount"] == (change == "scale"))
+            assert unchanged == {"amount": unchanged["amount"]} | right
 
 
-def test_under_a_change_the_count_is_that_of_the_changed_images(networks, images):
-    result = measure_affine(networks, images, seed=3, random_shift=1)
+def test_under_a_change_the_accuracy_is_that_on_the_changed_images(networks, images):
+    numbers = measure_affine(networks, images, seed=3, random_shift=1)
     for name, network in networks.items():
-        for curve in result.curves:
-            sets = [changed(images, **{curve.change: amount}) for amount in curve.amounts]
-            assert curve.right[name] == tuple(12 - evaluate(network, each).errors for each in sets)
+        for change in CHANGES:
+            for point in numbers[change][name]:
+                moved = changed(images, **{change: point["amount"]})
+                assert point["right"] == 12 - evaluate(network, moved).errors
         moved = changed_at_random(images, 3, rotation=30, shift=1)
-        assert result.random_right[name] == 12 - evaluate(network, moved).errors
+        assert numbers["random"]["networks"][name] == share(12 - evaluate(network, moved).errors, 12)
 
 
 def test_as_many_images_as_asked_for_are_drawn_by_seed(networks, images):
-    labelled = ImageSet(torch.zeros_like(images.images), images.labels)  # one answer for all: the labels tell
+    labelled = ImageSet(torch.zeros_like(images.images), images.labels)  # one prediction for all: the labels differ
     one, again, *others = (measure_affine(networks, labelled, count=5, seed=seed) for seed in (0, 0, 1, 2, 3))
     assert one == again
-    assert one.n == 5
-    assert any(one.random_right != other.random_right for other in others)
+    assert one["n"] == 5
+    assert any(one["random"] != other["random"] for other in others)
 
 
 @pytest.mark.parametrize("change", [{"count": 0}, {"images": 0}])
@@ -174,7 +184,7 @@ def test_no_networks_are_refused(images):
 
 def test_a_network_for_other_images_is_refused_by_name(networks):
     larger = ImageSet(torch.zeros(2, 1, 9, 9, dtype=torch.uint8), torch.zeros(2).long())
-    with pytest.raises(InputError, match=r"capsules sees images \(c, h, w\) of \(1, 8, 8\), not \(1, 9, 9\)"):
+    with pytest.raises(InputError, match=r"capsules takes images \(c, h, w\) of \(1, 8, 8\), not \(1, 9, 9\)"):
         measure_affine(networks, larger)
 
 
@@ -194,3 +204,109 @@ def test_a_share_of_nothing_has_no_interval(right, n):
 
 def test_a_share_of_no_images_is_unknown():
     assert share(0, 0) == {"n": 0, "right": 0, "accuracy": None, "low": None, "high": None}
+
+
+NUMBERS = {"n": 20, "seed": 7}
+NUMBERS |= {
+    change: {
+        name: [{"amount": amount, **share(right, 20)} for amount, right in zip((-1, 0, 1), counts, strict=True)]
+        for name, counts in {"capsules": (10, 20, k), "plain": (8, 19, k + 1)}.items()
+    }
+    for k, change in enumerate(CHANGES)
+}
+NUMBERS["random"] = {"rotation": 30.0, "shift": 2, "networks": {"capsules": share(15, 20), "plain": share(20, 20)}}
+
+
+def test_every_network_has_its_curve_in_every_panel(pages, tmp_path):
+    figures = pages(affine)
+    plot_affine(NUMBERS, tmp_path / "a.png")
+    for k, axes in enumerate(figures[0].axes):
+        curves = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+        assert curves == {"capsules": [50, 100, 5 * k], "plain": [40, 95, 5 * (k + 1)]}
+    assert [axes.get_xlabel().split()[0] for axes in figures[0].axes] == ["rotation", "shift", "scale,", "shear"]
+
+
+def test_networks_differ_in_colour_dashes_and_marker(pages, tmp_path):
+    figures = pages(affine)
+    plot_affine(NUMBERS, tmp_path / "a.png")
+    one, two = figures[0].axes[0].lines
+    assert one.get_color() != two.get_color()
+    assert one.get_linestyle() != two.get_linestyle()
+    assert one.get_marker() != two.get_marker()
+
+
+def test_the_legend_has_the_accuracy_after_random_changes_with_its_interval(pages, tmp_path):
+    figures = pages(affine)
+    plot_affine(NUMBERS, tmp_path / "a.png")
+    [legend] = figures[0].legends
+    assert "rotated by up to ±30° and shifted by up to ±2 pixels" in legend.get_title().get_text()
+    low, high = wilson(15, 20)
+    assert legend.get_texts()[0].get_text() == f"capsules: 75.0 % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def test_the_numbers_beside_the_curves_are_those_measured(pages, tmp_path):
+    pages(affine)
+    numbers = json.loads(plot_affine(NUMBERS, tmp_path / "a.png").with_suffix(".json").read_text())
+    assert (numbers["n"], numbers["seed"]) == (20, 7)
+    low, high = wilson(8, 20)
+    measured = {"n": 20, "right": 8, "accuracy": 0.4, "low": low, "high": high}
+    assert numbers["shear"]["plain"][0] == {"amount": -1} | measured
+    assert (numbers["random"]["rotation"], numbers["random"]["shift"]) == (30, 2)
+    assert numbers["random"]["networks"]["plain"]["accuracy"] == 1
+
+
+def test_the_same_result_makes_the_same_bytes(tmp_path):
+    one, two = (plot_affine(NUMBERS, tmp_path / name) for name in ("one.png", "two.png"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_changed_images_have_the_prediction_and_length_of_the_network_itself(network, images, pages, tmp_path):
+    figures = pages(affine)
+    path = plot_reconstructions(network, images, CLASSES, tmp_path / "a.png", count=2)
+    numbers = json.loads(path.with_suffix(".json").read_text())
+    assert (numbers["n"], numbers["labels"]) == (2, [0, 1])
+    turned = (255 * transformed(images.images[:2] / 255, rotation=30)).round() / 255
+    column = numbers["changes"].index("rotated 30° to the left")
+    with torch.no_grad():
+        lengths, predictions = network(turned).lengths.max(dim=-1)
+    for row, axes in enumerate(figures[0].axes):
+        assert numbers["predictions"][row][column] == predictions[row]
+        assert numbers["lengths"][row][column] == pytest.approx(float(lengths[row]), abs=1e-5)
+        mark = "✗ " if predictions[row] != row else ""
+        assert axes.texts[column].get_text() == f"{mark}{CLASSES[predictions[row]]}\n{lengths[row]:.2f}"
+
+
+def test_every_error_under_a_change_has_a_frame(network, images, pages, tmp_path):
+    figures = pages(affine)
+    path = plot_reconstructions(network, images, CLASSES, tmp_path / "a.png", count=3)
+    numbers = json.loads(path.with_suffix(".json").read_text())
+    for axes, label, predictions in zip(figures[0].axes, numbers["labels"], numbers["predictions"], strict=True):
+        assert len(axes.patches) == sum(prediction != label for prediction in predictions)
+    assert 0 < sum(len(axes.patches) for axes in figures[0].axes) < 3 * len(numbers["changes"])
+
+
+def test_the_label_takes_no_part_in_predictions_and_reconstructions(network, images, tmp_path, pages):
+    figures = pages(affine)
+    for labels in (images.labels, (images.labels + 1) % 3):
+        plot_reconstructions(network, ImageSet(images.images, labels), CLASSES, tmp_path / "a.png", count=1)
+    one, two = (torch.as_tensor(figure.axes[0].images[0].get_array()) for figure in figures)
+    assert torch.equal(one, two)
+
+
+def test_the_same_seed_makes_the_same_bytes(network, images, tmp_path):
+    one, two = (
+        plot_reconstructions(network, images, CLASSES, tmp_path / name, count=1) for name in ("one.png", "two.png")
+    )
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_network_without_decoder_has_no_reconstructions(images, tmp_path):
+    network = CapsNet((1, 8, 8), 3, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3, decoder="none")
+    with pytest.raises(InputError, match=r"no decoder, .* train one with --decoder dense"):
+        plot_reconstructions(network, images, CLASSES, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("n", "count"), [(0, 4), (12, 0)])
+def test_a_figure_of_no_images_is_refused(network, images, tmp_path, n, count):
+    with pytest.raises(InputError, match="a figure has at least one image, not 0"):
+        plot_reconstructions(network, images.select(torch.arange(n)), CLASSES, tmp_path / "a.png", count=count)

@@ -26,11 +26,11 @@ import torch
 from safetensors.torch import load_file
 
 from capsnet import cli
+from capsnet.analysis.detection.detector import load_detector
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
 from capsnet.errors import InputError
 from capsnet.figures import gallery
-from capsnet.robustness.detector import load_detector
 from capsnet.runs import load_run
 
 FLAGS = (

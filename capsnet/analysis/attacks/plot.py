@@ -1,4 +1,4 @@
-"""Accuracy under the worst of all attacks, for networks side by side, and whether the attacks can be trusted."""
+"""Plots of accuracy under attack: the worst case by epsilon, and the accuracy as attacks are added."""
 
 from __future__ import annotations
 
@@ -6,152 +6,104 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsnet.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    LABEL,
-    PALE,
-    SMALL,
-    TITLE,
-    VERMILLION,
-    fitting,
-    keep_numbers,
-    page,
-    wrapped,
-)
-from capsnet.robustness.attacks import Attacks, WorstCase
-from capsnet.robustness.descent import Norm
-from capsnet.robustness.masking import RULES, Check, check_curve, levels, step_names, verdict
+from capsnet.analysis import style
+from capsnet.analysis.accuracy import network_styles, plot_accuracy
+from capsnet.analysis.attacks.masking import RULES, check_curve, convergence, step_names, verdict
+from capsnet.analysis.attacks.worst_case import Attacks, WorstCase
+from capsnet.analysis.style import keep_numbers, page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONGEST = 24  # letters of a network's name
-LINES = ((BLUE, "-", "o"), (VERMILLION, "--", "s"), (GREEN, ":", "^"), (BLACK, "-.", "D"))  # by network
 WIDTH = 9.0  # inches
 UNITS = {
     "Linf": "largest change of a pixel (Linf), pixels in [0, 1]",
     "L2": "change of the image (L2), pixels in [0, 1]",
 }
+CAPTION = (
+    "An image counts as right only if every attack on it has failed: PGD on two losses (margin, cross-entropy) with "
+    "{steps} steps; {starts} random starts; {transfer}for Linf the Square attack ({queries:,} queries, no gradient), "
+    "for L2 DeepFool. Bands: 95 % intervals by Wilson's score. Checks of the attacks:"
+)
 
 
-def draw_attacks(attacks: Attacks, path: Path) -> Path:
-    """Draw the worst case against how far attacks may go, a panel a norm and a line a network, with what checks say.
+def plot_attacks(attacks: Attacks, path: Path) -> tuple[Path, Path]:
+    """Plot the worst case by epsilon, a panel for each norm and a line for each network, with the checks' verdicts.
 
-    What each added attack left is a second picture, whose name ends in -masking; the numbers are JSON next to both.
+    A second figure, whose name ends in -masking, has the accuracy as attacks are added. The numbers of both are written
+    as JSON beside the first.
     """
-    checks = {(curve.network, curve.norm): check_curve(curve) for curve in attacks.curves}
     norms = list(dict.fromkeys(curve.norm for curve in attacks.curves))
-    styles = _styles([curve.network for curve in attacks.curves])
-    verdicts = [_plain(f"{curve.network}, {curve.norm}: {verdict(curve)}") for curve in attacks.curves]
+    lines = network_styles(curve.network for curve in attacks.curves)
     with page(path, WIDTH, 4.6, layout="constrained") as figure:
-        title = "Accuracy under the worst of all attacks, image by image"
-        figure.suptitle(title, fontsize=TITLE, weight="bold", color=BLACK)
+        figure.suptitle("Accuracy under the worst of all attacks, image by image", **style.HEADING)
         for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False, sharey=True).flat, norms, strict=True):
-            _draw_norm(axes, [curve for curve in attacks.curves if curve.norm == norm], styles)
-        caption = [
-            wrapped(part, WIDTH, SMALL) for part in (_about(attacks.settings, several=len(styles) > 1), *verdicts)
-        ]
-        figure.supxlabel("\n".join(caption), fontsize=SMALL, color=GREY, x=0.01, ha="left")
-    _draw_masking(attacks, checks, path.with_stem(f"{path.stem}-masking"), styles)
-    curves = [_numbers(curve, checks[curve.network, curve.norm]) for curve in attacks.curves]
-    keep_numbers(path, {"settings": attacks.settings, "rules": RULES, "curves": curves})
+            curves = [curve for curve in attacks.curves if curve.norm == norm]
+            for curve in curves:
+                plot_accuracy(axes, curve.epsilons, curve.right, curve.n, lines[curve.network])
+            axes.set_xlim(left=0)
+            _label(axes, f"worst case, {norm}, n = {curves[0].n:,}", UNITS[norm])
+        steps = ", ".join(f"{steps:g}" for steps in attacks.settings["steps"])
+        transfer = "transfer attacks from the other networks; " if len(lines) > 1 else ""
+        caption = CAPTION.format(**attacks.settings | {"steps": steps, "transfer": transfer})
+        verdicts = [f"{curve.network}, {curve.norm}: {verdict(curve)}" for curve in attacks.curves]
+        figure.supxlabel(_lines([caption, *verdicts]), **style.NOTE, x=0.01, ha="left")
+    numbers = [_numbers(curve) for curve in attacks.curves]
+    keep_numbers(path, {"settings": attacks.settings, "rules": RULES, "curves": numbers})
+    return path, _plot_masking(attacks, path.with_stem(f"{path.stem}-masking"), lines)
+
+
+def _plot_masking(attacks: Attacks, path: Path, lines: dict[str, dict[str, Any]]) -> Path:
+    """Plot the accuracy (Linf) as steps, then starts and other attacks are added, and write down every check."""
+    curves = [curve for curve in attacks.curves if curve.norm == "Linf"]
+    checks = [check for curve in attacks.curves for check in check_curve(curve)]
+    rules = "; ".join(f"{name}: {rule}" for name, rule in RULES.items())
+    sentences = [*(check.sentence for check in checks), f"A check passes if, at every ε, {rules}."]
+    with page(path, WIDTH, 4.2) as figure:
+        passed = sum(check.passed for check in checks)
+        title = f"Checks for masked gradients: {passed} of {len(checks)} passed"
+        figure.text(0.08, 1, title, **style.HEADING)
+        for k, words in enumerate(("steps of PGD (Linf)", "then more random starts and other attacks (Linf)")):
+            axes = figure.add_axes((0.08 + 0.5 * k, 0.16, 0.4, 0.72))
+            for curve in curves:
+                _plot_added(axes, curve, lines[curve.network], later=bool(k))
+            _label(axes, f"n = {curves[0].n:,}", words)
+        figure.text(0, 0.02, _lines(sentences), va="top", linespacing=1.4, **style.NOTE)
     return path
 
 
-def _about(settings: dict[str, Any], *, several: bool) -> str:
-    """What an image was attacked with."""
-    steps = ", ".join(f"{steps:g}" for steps in settings["steps"])
-    others = "images made for the other networks; " if several else ""
-    return (
-        "An image counts as right only if every attack on it has failed: PGD on two losses (margin, cross-entropy) "
-        f"with {steps} steps; {settings['starts']} random starts; {others}for Linf the Square attack "
-        f"({settings['queries']:,} queries, no gradient), for L2 DeepFool. "
-        "Bands: 95 % intervals by Wilson's score. What the checks of the attacks say:"
-    )
+def _plot_added(axes: Axes, curve: WorstCase, line: dict[str, Any], *, later: bool) -> None:
+    """Plot accuracy as attacks are added, evenly spaced, at the epsilon where they make the largest difference."""
+    steps = step_names(curve.balls[0])
+    ball = max(curve.balls, key=lambda ball: ball.after[steps[0]] - ball.right)
+    names = {name: name.removeprefix("PGD-") for name in steps}
+    if later:
+        others = [name for name in ball.after if name not in steps]
+        names = {steps[-1]: f"1 ({steps[-1]})"} | {name: name.removesuffix(" starts") for name in others}
+    line = line | {"label": f"{line['label']}, ε = {ball.epsilon:g}"}
+    axes.plot(list(names.values()), [100 * ball.after[name] / curve.n for name in names], **line)
 
 
-def _styles(networks: list[str]) -> dict[str, dict[str, Any]]:
-    """How each network's lines look: no two alike in colour, dashes and markers."""
-    styles = {}
-    for k, name in enumerate(dict.fromkeys(networks)):
-        colour, dashes, marker = LINES[k % len(LINES)]
-        label = fitting(name, LONGEST, f"network {k}")
-        styles[name] = {"color": colour, "linestyle": dashes, "marker": marker, "label": label}
-    return styles
-
-
-def _draw_norm(axes: Axes, curves: list[WorstCase], styles: dict[str, dict[str, Any]]) -> None:
-    """Draw every network's worst case in one norm, with the intervals as bands."""
-    for curve in curves:
-        style = styles[curve.network]
-        low, high = ([100 * end for end in ends] for ends in zip(*curve.intervals, strict=True))
-        axes.fill_between(curve.epsilons, low, high, alpha=0.2, color=style["color"], linewidth=0)
-        shares = [100 * right / curve.n for right in curve.right]
-        axes.plot(curve.epsilons, shares, markersize=4, linewidth=1.4, **style)
-    axes.set_title(f"worst case, {curves[0].norm}, n = {curves[0].n:,}", fontsize=LABEL, color=BLACK, loc="left")
-    axes.set_xlabel(UNITS[curves[0].norm], fontsize=SMALL)
-    axes.set_xlim(left=0)
-    _finish(axes)
-
-
-def _finish(axes: Axes) -> None:
-    """What all panels of accuracies share."""
-    axes.set_ylabel("accuracy, %", fontsize=LABEL)
+def _label(axes: Axes, title: str, xlabel: str) -> None:
+    """Label a panel of accuracies."""
+    axes.set_title(title, fontsize=style.LABEL, loc="left")
+    axes.set_xlabel(xlabel, fontsize=style.SMALL)
+    axes.set_ylabel("accuracy in %", fontsize=style.LABEL)
     axes.set_ylim(-2, 102)
-    axes.tick_params(labelsize=SMALL, labelleft=True)
-    axes.grid(color=PALE, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=SMALL, frameon=False)
+    style.tidy(axes)
+    axes.tick_params(labelleft=True)
+    axes.legend(fontsize=style.SMALL, frameon=False)
 
 
-def _numbers(curve: WorstCase, checks: list[Check]) -> dict[str, Any]:
-    """A curve for JSON: the worst case, what was left as attacks were added, and what the checks say."""
-    balls = [asdict(ball) | {"right": ball.right} | levels(curve, ball) for ball in curve.balls]
+def _lines(sentences: list[str]) -> str:
+    """The sentences, each on lines of its own, with $ as itself."""
+    return "\n".join(style.wrapped(sentence.replace("$", r"\$"), WIDTH, style.SMALL) for sentence in sentences)
+
+
+def _numbers(curve: WorstCase) -> dict[str, Any]:
+    """A curve for JSON: the worst case, what was right as attacks were added, and the checks."""
+    balls = [asdict(ball) | {"right": ball.right} | convergence(curve, ball) for ball in curve.balls]
     about = {"network": curve.network, "norm": curve.norm, "n": curve.n, "attacks": "worst case, image by image"}
     worst = {"epsilons": curve.epsilons, "right": curve.right, "intervals": curve.intervals}
-    answers = [asdict(check) | {"sentence": check.sentence} for check in checks]
-    return about | worst | {"verdict": verdict(curve), "balls": balls, "checks": answers}
-
-
-def _draw_masking(
-    attacks: Attacks, checks: dict[tuple[str, Norm], list[Check]], path: Path, styles: dict[str, dict[str, Any]]
-) -> None:
-    """Draw what more steps, then more starts and other attacks leave (Linf), and write down every check."""
-    curves = [curve for curve in attacks.curves if curve.norm == "Linf"]
-    everything = [check for found in checks.values() for check in found]
-    rules = "; ".join(f"{name}: {rule}" for name, rule in RULES.items())
-    lines = [*(_plain(check.sentence) for check in everything), f"A check passes if, at every ε, {rules}."]
-    with page(path, WIDTH, 4.2) as figure:
-        passed = sum(check.passed for check in everything)
-        title = f"Would more attacks do better? {passed} of {len(everything)} checks show no sign"
-        figure.text(0.08, 1, title, fontsize=TITLE, weight="bold", color=BLACK)
-        for k, words in enumerate(
-            ("PGD of up to so many steps (Linf)", "then more random starts and other attacks (Linf)")
-        ):
-            axes = figure.add_axes((0.08 + 0.5 * k, 0.16, 0.4, 0.72))
-            for curve in curves:
-                _draw_added(axes, curve, styles[curve.network], later=bool(k))
-            axes.set_title(f"n = {curves[0].n:,}", fontsize=LABEL, color=BLACK, loc="left")
-            axes.set_xlabel(words, fontsize=SMALL)
-            _finish(axes)
-        sentences = "\n".join(wrapped(sentence, WIDTH, SMALL) for sentence in lines)
-        figure.text(0.0, 0.02, sentences, fontsize=SMALL, va="top", color=GREY, linespacing=1.4)
-
-
-def _draw_added(axes: Axes, curve: WorstCase, style: dict[str, Any], *, later: bool) -> None:
-    """Draw what was left as attacks were added, evenly spaced, at the epsilon where that made the most difference."""
-    steps = step_names(curve.balls[0])
-    names = [name for name in curve.balls[0].after if name not in steps[:-1]] if later else steps
-    ball = max(curve.balls, key=lambda ball: ball.after[steps[0]] - ball.right)
-    shown = [name.removesuffix(" starts").replace("PGD-", "" if not later else "1 (PGD-") for name in names]
-    shown = [name + ")" if "(" in name else name for name in shown]
-    label = style | {"label": f"{style['label']}, ε = {ball.epsilon:g}"}
-    axes.plot(shown, [100 * ball.after[name] / curve.n for name in names], markersize=4, linewidth=1.4, **label)
-
-
-def _plain(words: str) -> str:
-    """The words with $ as itself."""
-    return words.replace("$", r"\$")
+    checks = [asdict(check) | {"sentence": check.sentence} for check in check_curve(curve)]
+    return about | worst | {"verdict": verdict(curve), "balls": balls, "checks": checks}

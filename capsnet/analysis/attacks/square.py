@@ -1,4 +1,4 @@
-"""An attack that asks a network for scores only, and so is not led astray by its gradients: Square Attack, Linf.
+"""Square Attack (Linf), which uses a network's scores only, so that masked gradients do not mislead it.
 
 Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
 search" (2020, arXiv 1912.00049), Algorithms 1 and 2.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capsnet.robustness.descent import Attempt, Objective, check_within
+from capsnet.analysis.attacks.pgd import Attempt, Objective, check_within
 
 SHARE = 0.8  # of an image's area that the first squares cover: the paper's for MNIST
 HALVED = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the queries after which the area is halved
@@ -19,15 +19,15 @@ HALVED = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the qu
 def square_attack(objective: Objective, pixels: Tensor, labels: Tensor, epsilon: float, queries: int) -> Attempt:
     """Attack images within epsilon (Linf): change random squares by ±epsilon, and keep what raises the objective.
 
-    It starts from vertical stripes of ±epsilon. Each image takes at most so many queries, and none once its aim is
-    reached. Random numbers are torch's.
+    It starts from vertical stripes of ±epsilon. Each image takes at most so many queries, and none after its success.
+    Random numbers are torch's.
     pixels [b, c, h, w] in [0, 1], labels [b]
     """
     b, c, h, w = pixels.shape
     changed = (pixels + epsilon * _signs(pixels, b, c, 1, w)).clamp(0, 1)
-    best, done = objective(changed, labels)
+    (best, success), taken = objective(changed, labels), torch.ones_like(labels)
     for query in range(1, queries):
-        left = (~done).nonzero().flatten()
+        left = (~success).nonzero().flatten()
         if not len(left):
             break
         area = SHARE / 2 ** sum(query > share * queries for share in HALVED)
@@ -36,9 +36,10 @@ def square_attack(objective: Objective, pixels: Tensor, labels: Tensor, epsilon:
         tried = torch.where(window, tried, changed[left])
         value, reached = objective(tried, labels[left])
         better = (value > best[left]) | reached
-        changed[left[better]], best[left[better]], done[left[better]] = tried[better], value[better], reached[better]
+        changed[left[better]], best[left[better]], success[left[better]] = tried[better], value[better], reached[better]
+        taken[left] += 1
     check_within(changed, pixels, epsilon)
-    return Attempt(changed, done)
+    return Attempt(changed, success, taken)
 
 
 def _signs(like: Tensor, *shape: int) -> Tensor:

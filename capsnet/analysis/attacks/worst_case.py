@@ -1,6 +1,6 @@
-"""Accuracy under attack: what share of the images a network still gets right when each may be changed a little.
+"""Accuracy under the worst of several attacks, each within a distance of the image.
 
-The worst case over all attacks is counted, image by image: an image is right only if every attack on it has failed.
+The worst case is counted image by image: an image counts as right only if every attack on it has failed.
 """
 
 from __future__ import annotations
@@ -9,26 +9,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from capsnet.baselines import ConvBaseline
+from capsnet.analysis.accuracy import wilson
+from capsnet.analysis.attacks.pgd import (
+    BATCH,
+    LOSSES,
+    FullGradient,
+    Norm,
+    Objective,
+    check_within,
+    margin,
+    misclassify,
+    pgd,
+)
+from capsnet.analysis.attacks.square import square_attack
+from capsnet.analysis.subject import Network
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
 from capsnet.hardware import seeded
-from capsnet.models import CapsNet
-from capsnet.robustness.descent import LOSSES, Norm, Objective, check_within, descend, margin, misclassify
-from capsnet.robustness.exposed import foolbox_model
-from capsnet.robustness.intervals import wilson
-from capsnet.robustness.square import square_attack
 
-Networks = dict[str, CapsNet | ConvBaseline]
-BATCH = 100
 EPSILONS = (0.1, 0.15, 0.2, 0.3)
-LARGE = 0.5  # within this Linf distance every image can be made an even grey, so that no network can be right
-DEEPFOOL_SETTINGS: dict[str, Any] = {"steps": 30, "candidates": 3}  # turns to the nearest of the likeliest classes
+LARGE = 0.5  # within this Linf distance every image can be made a uniform grey, so that no network can be right
+DEEPFOOL_SETTINGS: dict[str, Any] = {"steps": 30, "candidates": 3}  # it goes to the nearest of the likeliest classes
 SQUARE, DEEPFOOL, TRANSFER = "Square", "DeepFool", "transfer"
 
 Attack = Callable[[Tensor, float], Tensor]
@@ -37,44 +44,36 @@ Attack = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Effort:
-    """What is spent on an image until it fools the network; further attacks are spared it then."""
+    """What is spent on each image until it fools the network."""
 
-    steps: tuple[int, ...] = (10, 20, 50, 100, 200)
-    """Gradient steps: an attack for each of these numbers, ascending, which sets the size of its steps."""
-    starts: int = 5
-    """Random starts of PGD."""
-    start_steps: int = 50
-    """Steps from each start but the first."""
-    queries: int = 500
-    """Images that the Square attack shows the network at most."""
+    steps: tuple[int, ...] = (10, 20, 50, 100, 200)  # of PGD, which is run once for each of these numbers
+    starts: int = 5  # random starts of PGD
+    start_steps: int = 50  # steps from each start but the first
+    queries: int = 500  # of the Square attack
 
 
 @dataclass(frozen=True)
 class Ball:
-    """How many of n images a network still gets right within one distance, as more attacks are added."""
+    """How many of n images a network classifies right within one distance, as more attacks are added."""
 
     epsilon: float
-    after: dict[str, int]
-    """By the last attack added, in order. PGD-10 is PGD of 10 steps, "5 starts" its fifth random start."""
+    after: dict[str, int]  # by the last attack added; PGD-10 is PGD of 10 steps, "5 starts" its fifth random start
 
     @property
     def right(self) -> int:
-        """Images that every attack failed on."""
+        """Images on which every attack failed."""
         return list(self.after.values())[-1]
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """How many of n images a network gets right under all attacks together, by how far they may go."""
+    """How many of n images a network classifies right under all attacks together, by epsilon."""
 
     network: str
-    norm: Norm
-    """Pixels are in [0, 1]."""
+    norm: Norm  # pixels are in [0, 1]
     n: int
-    clean: int
-    """Images that are right unchanged."""
-    balls: tuple[Ball, ...]
-    """Ascending by epsilon."""
+    clean: int  # images that are right without an attack
+    balls: tuple[Ball, ...]  # ascending by epsilon
 
     @property
     def epsilons(self) -> list[float]:
@@ -94,14 +93,14 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class Attacks:
-    """Every network under every attack, and what the attacks depend on."""
+    """The worst case of every network, and the settings of the attacks."""
 
     curves: tuple[WorstCase, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 def measure_attacks(
-    networks: Networks,
+    networks: dict[str, Network],
     images: ImageSet,
     *,
     epsilons: Sequence[float] = EPSILONS,
@@ -110,63 +109,66 @@ def measure_attacks(
     effort: Effort | None = None,
     seed: int = 0,
 ) -> Attacks:
-    """Attack images within each of epsilons (Linf), and the first few within each of distances (L2).
+    """Attack images within each of epsilons (Linf), and the first l2_images of them within each of distances (L2).
 
-    PGD is run with two losses for each number of steps, then from more random starts, then on the other networks, whose
-    images are tried on this one. Linf: the Square attack, which takes no gradient; 0.5 is always tried, since a network
-    that is right there has defeated the attacks and not the attacker. L2: what DeepFool finds within the distance.
+    The attacks on each network are PGD with two losses for each number of steps; PGD from more random starts; the
+    Square attack, which uses no gradient (Linf), or DeepFool (L2); and transfer attacks: PGD on the other networks.
+    Linf 0.5 is always tried: no network can be right there, so one that seems right has masked its gradients.
 
-    A ball contains every smaller one around the same image, so what was fooled within a smaller epsilon counts as
-    fooled within a larger one and is not attacked again; what is misclassified unchanged is fooled at 0.
-    Raises InputError for no networks or images, an epsilon outside [0, 1], a negative distance and counts below 1.
+    A ball contains every smaller one around the same image, so an image that was fooled within a smaller epsilon counts
+    as fooled within a larger one and is not attacked again; one that is misclassified unchanged is fooled at 0.
+    Raises InputError without foolbox, for no networks or images, an epsilon outside [0, 1], a negative distance and
+    counts below 1.
     """
     effort = effort or Effort()
     _check(networks, images, epsilons, distances, asdict(effort) | {"l2_images": l2_images})
-    models = {name: foolbox_model(network) for name, network in networks.items()}
+    models = {name: FullGradient(network) for name, network in networks.items()}
     few, curves = images.select(torch.arange(min(l2_images, len(images)))), []
     for name, model in models.items():
         others = [models[other] for other in models if other != name]
         with seeded(seed):
-            attacked = _Attacked(model, others, "Linf", images, effort)
-            curves.append(attacked.worst_case(name, sorted({*epsilons, LARGE} - {0})))
-            attacked = _Attacked(model, others, "L2", few, effort)
-            curves.append(attacked.worst_case(name, sorted({*distances} - {0})))
-    used = asdict(effort) | {"losses": list(LOSSES), "step_size": "2.5 epsilon / steps"}
-    used |= {"l2_images": len(few), "deepfool": DEEPFOOL_SETTINGS, "seed": seed, "foolbox": version("foolbox")}
-    return Attacks(tuple(curves), used)
+            linf = _Ensemble(model, others, "Linf", images, effort)
+            curves.append(linf.worst_case(name, sorted({*epsilons, LARGE} - {0})))
+            l2 = _Ensemble(model, others, "L2", few, effort)
+            curves.append(l2.worst_case(name, sorted({*distances} - {0})))
+    settings = asdict(effort) | {"losses": list(LOSSES), "step_size": "2.5 epsilon / steps"}
+    settings |= {"l2_images": len(few), "deepfool": DEEPFOOL_SETTINGS, "seed": seed, "foolbox": version("foolbox")}
+    return Attacks(tuple(curves), settings)
 
 
-class _Attacked:
-    """A network under attack: the images that it classifies right as they are, and what is tried on them."""
+class _Ensemble:
+    """All attacks on one network in one norm, and the images that it classifies right without them."""
 
-    def __init__(self, model: Any, others: list[Any], norm: Norm, images: ImageSet, effort: Effort) -> None:
+    def __init__(
+        self, model: FullGradient, others: list[FullGradient], norm: Norm, images: ImageSet, effort: Effort
+    ) -> None:
         self.model, self.others, self.norm, self.effort, self.n = model, others, norm, effort, len(images)
         images = images.to(model.device)
         with torch.no_grad():
             right = [model(x).argmax(dim=-1) == y for x, y in batches(images, BATCH)]  # over classes j
         self.images = images.select(torch.cat(right).nonzero().flatten())
-        self.aims = [misclassify(model, loss) for loss in LOSSES.values()]
+        self.objectives = [misclassify(model, loss) for loss in LOSSES.values()]
 
     def worst_case(self, name: str, epsilons: list[float]) -> WorstCase:
-        """Attack by ascending epsilon what has resisted so far."""
-        left, ensemble, balls = torch.arange(len(self.images), device=self.model.device), self.ensemble(), []
+        """Attack by ascending epsilon the images that have resisted so far."""
+        left, attacks, balls = torch.arange(len(self.images), device=self.model.device), self.attacks(), []
         for epsilon in epsilons:
             after = {}
-            for called, attacks in ensemble.items():
-                for attack in attacks:
+            for called, variants in attacks.items():
+                for attack in variants:
                     if len(left):
                         left = torch.cat([part[~attack(part, epsilon)] for part in left.split(BATCH)])
                 after[called] = len(left)
             balls.append(Ball(epsilon, after))
         return WorstCase(name, self.norm, self.n, len(self.images), tuple(balls))
 
-    def ensemble(self) -> dict[str, list[Attack]]:
-        """The attacks in turn, by the names that `Ball.after` has."""
+    def attacks(self) -> dict[str, list[Attack]]:
+        """The attacks in their order, by the names in `Ball.after`."""
         effort = self.effort
         made = {f"PGD-{steps}": self.pgd(steps) for steps in sorted(effort.steps)}
         made |= {f"{start} starts": self.pgd(effort.start_steps) for start in range(2, effort.starts + 1)}
         made |= {SQUARE: [self.square]} if self.norm == "Linf" else {DEEPFOOL: [self.deepfool()]}
-        return made | ({TRANSFER: [self.transfer(source) for source in self.others]} if self.others else {})
+        return made | ({TRANSFER: [partial(self.transfer, source) for source in self.others]} if self.others else {})
 
     def pixels(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Images [m, c, h, w] in [0, 1] and labels [m]."""
@@ -176,38 +178,35 @@ class _Attacked:
     def pgd(self, steps: int) -> list[Attack]:
         """PGD with each loss."""
 
-        def attack(places: Tensor, epsilon: float, aim: Objective) -> Tensor:
-            return descend(aim, self.model, *self.pixels(places), epsilon, steps, self.norm).done
+        def attack(objective: Objective, places: Tensor, epsilon: float) -> Tensor:
+            return pgd(objective, *self.pixels(places), epsilon, steps, self.norm).success
 
-        return [partial(attack, aim=aim) for aim in self.aims]
+        return [partial(attack, objective) for objective in self.objectives]
 
     def square(self, places: Tensor, epsilon: float) -> Tensor:
-        """Search without gradients."""
-        return square_attack(self.aims[0], *self.pixels(places), epsilon, self.effort.queries).done
+        """The Square attack."""
+        return square_attack(self.objectives[0], *self.pixels(places), epsilon, self.effort.queries).success
 
-    def transfer(self, source: Any) -> Attack:
-        """Images made for another network, by PGD that goes on after its success: these transfer better."""
-        aim = misclassify(source, margin, stops=False)
-
-        def attack(places: Tensor, epsilon: float) -> Tensor:
-            pixels, labels = self.pixels(places)
-            made = descend(aim, source, pixels, labels, epsilon, self.effort.start_steps, self.norm).adversarial
-            with torch.no_grad():
-                return self.model(made).argmax(dim=-1) != labels  # over classes j
-
-        return attack
+    def transfer(self, source: FullGradient, places: Tensor, epsilon: float) -> Tensor:
+        """PGD on another network, which goes on after its success there, because its images then transfer better."""
+        pixels, labels = self.pixels(places)
+        objective = misclassify(source, margin, stops=False)
+        adversarial = pgd(objective, pixels, labels, epsilon, self.effort.start_steps, self.norm).adversarial
+        with torch.no_grad():
+            return self.model(adversarial).argmax(dim=-1) != labels  # over classes j
 
     def deepfool(self) -> Attack:
-        """Look up whether DeepFool's image fools the network and is within epsilon (L2) of the original."""
+        """Run DeepFool once; at each epsilon (L2) look up which of its images are within it."""
+        from foolbox import PyTorchModel
         from foolbox.attacks import L2DeepFoolAttack
         from foolbox.criteria import Misclassification
 
         attack, nearest = L2DeepFoolAttack(**DEEPFOOL_SETTINGS), torch.empty(0, device=self.model.device)
-        size = BATCH // 4  # small, as foolbox goes on until the last image of a batch is fooled
-        for start in range(0, len(self.images), size):
-            places = torch.arange(start, min(start + size, len(self.images)), device=self.model.device)
+        model = PyTorchModel(self.model, bounds=(0, 1), device=self.model.device)
+        everything, size = torch.arange(len(self.images), device=self.model.device), BATCH // 4
+        for places in everything.split(size) if len(everything) else ():  # foolbox goes on until all of a batch succeed
             pixels, labels = self.pixels(places)
-            adversarial = attack.run(self.model, pixels, Misclassification(labels))
+            adversarial = attack.run(model, pixels, Misclassification(labels))
             check_within(adversarial, pixels, 1)
             with torch.no_grad():
                 fooled = self.model(adversarial).argmax(dim=-1) != labels  # over classes j
@@ -217,12 +216,14 @@ class _Attacked:
 
 
 def _check(
-    networks: Networks,
+    networks: dict[str, Network],
     images: ImageSet,
     epsilons: Sequence[float],
     distances: Sequence[float],
     counts: dict[str, Any],
 ) -> None:
+    if find_spec("foolbox") is None:
+        raise InputError("DeepFool is foolbox's, which is not installed: pip install foolbox")
     if not networks or not len(images):
         raise InputError(f"an attack takes networks and images, not {len(networks)} and {len(images)} of them")
     if not epsilons:

@@ -1,18 +1,20 @@
-"""What tells a badly drawn image: a threshold on the error of the winning capsule's drawing, set on validation images.
+"""Detection of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 
-Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
+An image is flagged where the reconstruction from its longest capsule is worse than those of nearly all validation
+images.
 """
 
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-from capsnet.baselines import ConvBaseline
+from capsnet.analysis.attacks.pgd import BATCH
+from capsnet.analysis.subject import Network
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batch
@@ -22,30 +24,34 @@ from capsnet.runs import Run
 from capsnet.schema import STRICT, read_json
 
 VALIDATION = 2_000  # at most so many images set the threshold
-BATCH = 100
 
 
 @dataclass(frozen=True)
 class Detector:
-    """An error above which a drawing is suspicious."""
+    """A reconstruction error above which an image is flagged."""
 
-    threshold: float
-    """Squared error of the winning capsule's drawing, summed over pixels."""
-    percentile: float
-    """How many of a hundred validation images have an error of at most the threshold."""
-    n: int
-    """Validation images that set the threshold."""
+    threshold: Annotated[float, Field(ge=0)]  # squared error of a reconstruction, summed over pixels
+    percentile: Annotated[float, Field(gt=0, le=100)]  # of the validation images' errors
+    n: Annotated[int, Field(ge=1)]  # validation images that set the threshold
 
     def flags(self, errors: Tensor) -> Tensor:
-        """Tell which drawing errors [n] are suspicious: bool [n]."""
+        """Which reconstruction errors [n] are above the threshold: bool [n]."""
         return errors > self.threshold
 
 
-def fit_detector(network: CapsNet | ConvBaseline, validation: ImageSet, percentile: float = 95.0) -> Detector:
+@with_config(STRICT)
+@dataclass(frozen=True)
+class DetectorFile(Detector):
+    """The content of detector.json."""
+
+    weights: str  # SHA-256 of the weights that it was made for
+
+
+def fit_detector(network: Network, validation: ImageSet, percentile: float = 95.0) -> Detector:
     """Set the threshold on validation images, the first 2,000 where there are more.
 
-    It is the least of their errors that at least `percentile` of a hundred do not exceed.
-    Raises InputError for a network that does not draw, no images, and a percentile outside (0, 100].
+    It is the smallest of their errors that at least `percentile` % of the images do not exceed.
+    Raises InputError for a network without decoder, no images, and a percentile outside (0, 100].
     """
     if not len(validation):
         raise InputError("there are no validation images to set a threshold on: train with --validation above 0")
@@ -56,62 +62,45 @@ def fit_detector(network: CapsNet | ConvBaseline, validation: ImageSet, percenti
     return Detector(float(threshold), percentile, len(errors))
 
 
-def reconstruction_errors(network: CapsNet | ConvBaseline, images: Tensor) -> Tensor:
-    """Squared error of the winning capsule's drawing of each image, summed over pixels.
+def reconstruction_errors(network: Network, images: Tensor) -> Tensor:
+    """Squared error of each image's reconstruction from its longest capsule, summed over pixels.
 
-    Raises InputError for a network that does not draw.
+    Raises InputError for a network without decoder.
 
     images [n, c, h, w] in [0, 1] → errors [n], on the CPU
     """
-    return look(network, images).errors
+    return reconstruct(network, images)[2]
 
 
-class Look(NamedTuple):
-    """What a network makes of n images, on the CPU."""
+def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Classify images and reconstruct them from their longest capsules.
 
-    images: Tensor  # [n, c, h, w] in [0, 1]
-    answers: Tensor  # [n], classes
-    drawings: Tensor  # [n, c, h, w] in [0, 1], each of the answer's capsule
-    errors: Tensor  # [n], squared and summed over pixels
+    Raises InputError for a network without decoder.
 
-
-def look(network: CapsNet | ConvBaseline, images: Tensor) -> Look:
-    """Have a network answer and draw images [n, c, h, w] in [0, 1].
-
-    Raises InputError for a network that does not draw.
+    images [n, c, h, w] in [0, 1] → predictions [n], reconstructions [n, c, h, w], squared errors [n], all on the CPU
     """
-    network = that_draws(network)
-    device, training = next(network.parameters()).device, network.training
-    network.eval()
-    try:
-        given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
-    finally:
-        network.train(training)
-    answers = torch.cat([batch.predictions for batch in given]).cpu()
-    drawings = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
-    images = images.cpu()
-    return Look(images, answers, drawings, squared_errors(drawings, images))
+    network = with_decoder(network)
+    device = next(network.parameters()).device
+    given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
+    predictions = torch.cat([batch.predictions for batch in given]).cpu()
+    reconstructions = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
+    return predictions, reconstructions, squared_errors(reconstructions, images.cpu())
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
-class DetectorFile:
-    """What detector.json holds."""
-
-    threshold: Annotated[float, Field(ge=0)]
-    percentile: Annotated[float, Field(gt=0, le=100)]
-    n: Annotated[int, Field(ge=1)]
-    weights: str
-    """The SHA-256 of the weights that it was made for."""
+def with_decoder(network: Network) -> CapsNet:
+    """Return the network if it is a CapsNet with a decoder; else raise InputError."""
+    if isinstance(network, CapsNet) and network.decoder is not None:
+        return network
+    raise InputError("this network has no decoder, so nothing is reconstructed: train a CapsNet with --decoder dense")
 
 
 def save_detector(run: Run, detector: Detector) -> Path:
-    """Write a run's detector.json, which says of which weights it is."""
+    """Write a run's detector.json, with the checksum of the weights that it belongs to."""
     return run.write_json("detector.json", asdict(detector) | {"weights": run.weights_checksum()})
 
 
 def load_detector(run: Run) -> Detector | None:
-    """The detector of the run's best network, or None where there is none or it is that of other weights.
+    """Return the detector of the run's best network, or None where there is none or it belongs to other weights.
 
     Raises InputError where it cannot be read.
     """
@@ -123,10 +112,3 @@ def load_detector(run: Run) -> Detector | None:
     except InputError as error:
         raise InputError(f"{error}; `capsnet detection {run.folder}` makes it anew") from error
     return Detector(kept.threshold, kept.percentile, kept.n) if kept.weights == run.weights_checksum() else None
-
-
-def that_draws(network: CapsNet | ConvBaseline) -> CapsNet:
-    """The network, if it is one that draws; else InputError."""
-    if isinstance(network, CapsNet) and network.decoder is not None:
-        return network
-    raise InputError("this network does not draw, so no drawing can give an attack away: train one with a decoder")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from capsnet.analysis.attacks.masking import RULES, check_curve, convergence, is_close, verdict
+from capsnet.analysis.attacks.worst_case import Ball, Effort, WorstCase, measure_attacks
 from capsnet.data import ImageSet
 from capsnet.models import CapsNet
-from capsnet.robustness.attacks import Ball, Effort, WorstCase, measure_attacks
-from capsnet.robustness.masking import RULES, check_curve, is_level, levels, verdict
 
 SIZES = {"conv_channels": 4, "conv_kernel": 3, "primary_types": 2, "primary_kernel": 3}
 EFFORT = Effort(steps=(6, 12), starts=2, start_steps=6, queries=300)
@@ -69,7 +69,7 @@ def test_a_network_without_gradients_is_flagged_by_the_attack_that_takes_none(me
     assert "masked, Linf, no gradients: FLAGGED (n = 40, ε = " in check.sentence
 
 
-def test_steps_that_still_fool_more_are_not_level_and_flagged():
+def test_steps_that_still_fool_more_have_not_converged_and_are_flagged():
     climbing = curve(HELD, HELD | {"PGD-10": 52, "PGD-20": 44, "PGD-50": 18})
     check = check_curve(climbing)[0]
     assert (check.name, check.passed, check.epsilon) == ("more steps", False, 0.3)
@@ -77,21 +77,22 @@ def test_steps_that_still_fool_more_are_not_level_and_flagged():
         "CNN, Linf, more steps: FLAGGED (n = 100, ε = 0.3; PGD-10: 52 %, PGD-20: 44 %, PGD-50: 18 %)"
     )
     assert verdict(climbing) == (
-        "not level at 50 steps of PGD; FLAGGED by 1 of 4 checks: more steps (ε = 0.3): it may be too high"
+        "not converged after 50 steps of PGD; "
+        "FLAGGED by 1 of 4 checks: more steps (ε = 0.3): the accuracy may be too high"
     )
 
 
-def test_accuracy_is_level_from_the_first_number_of_steps_within_the_interval_of_the_last():
+def test_accuracy_has_converged_after_the_first_number_of_steps_within_the_interval_of_the_last():
     late = curve(HELD, HELD | {"PGD-10": 52})
-    assert [levels(late, ball)["level_from_steps"] for ball in late.balls] == [10, 20]
-    told = levels(late, late.balls[1])
-    assert told["accuracy_by_steps"] == {"10": 0.52, "20": 0.18, "50": 0.18}
-    assert told["level"]
-    assert verdict(late) == "level from 20 steps of PGD on; passed all 4 checks"
+    assert [convergence(late, ball)["converged_after_steps"] for ball in late.balls] == [10, 20]
+    found = convergence(late, late.balls[1])
+    assert found["accuracy_by_steps"] == {"10": 0.52, "20": 0.18, "50": 0.18}
+    assert found["converged"]
+    assert verdict(late) == "converged after 20 steps of PGD; passed all 4 checks"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "n", "level"),
+    ("before", "after", "n", "close"),
     [
         (18, 18, 100, True),
         (23, 18, 100, True),
@@ -101,8 +102,8 @@ def test_accuracy_is_level_from_the_first_number_of_steps_within_the_interval_of
         (1890, 1800, 10_000, False),  # 0.9 points above, but the interval ends at 18.8 %
     ],
 )
-def test_level_is_within_wilson_s_interval_and_five_points_of_what_is_left(before, after, n, level):
-    assert is_level(before, after, n) is level
+def test_close_is_within_wilson_s_interval_and_five_points_of_what_is_left(before, after, n, close):
+    assert is_close(before, after, n) is close
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_each_further_attack_that_does_better_is_flagged_at_whichever_epsilon(ch
         assert [check.name for check in check_curve(curve(*balls)) if not check.passed] == flagged
 
 
-def test_whoever_is_right_on_what_may_be_an_even_grey_is_flagged():
+def test_a_network_that_is_right_on_what_may_be_a_uniform_grey_is_flagged():
     left = dict.fromkeys(HELD, 1)
     (check,) = [check for check in check_curve(curve(HELD, left, epsilons=(0.1, 0.5))) if check.name == "large epsilon"]
     assert not check.passed

@@ -1,11 +1,11 @@
-"""The Square attack stays in its ball, asks only as often as it may, and fools what has no gradient."""
+"""The Square attack stays in its ball, takes only as many queries as it may, and fools networks without a gradient."""
 
 import pytest
 import torch
 
+from capsnet.analysis.attacks.pgd import margin, misclassify
+from capsnet.analysis.attacks.square import square_attack
 from capsnet.hardware import seeded
-from capsnet.robustness.descent import margin, misclassify
-from capsnet.robustness.square import square_attack
 
 
 def brightness(pixels):
@@ -35,9 +35,9 @@ def test_every_image_stays_within_epsilon_and_the_range_of_pixels(dark, epsilon)
 
 def test_it_fools_what_its_ball_allows_and_says_so(dark):
     attempt = attacked(dark, torch.zeros(8, dtype=torch.int64), 0.1, queries=1000)
-    assert torch.equal(attempt.done, brightness(attempt.adversarial).argmax(dim=-1) == 1)
-    assert attempt.done.tolist() == [False] * 5 + [True] * 3  # the fifth is in reach only with every pixel brighter
-    assert bool(attacked(dark, torch.zeros(8, dtype=torch.int64), 0.5).done.all())
+    assert torch.equal(attempt.success, brightness(attempt.adversarial).argmax(dim=-1) == 1)
+    assert attempt.success.tolist() == [False] * 5 + [True] * 3  # the fifth is in reach only with every pixel brighter
+    assert bool(attacked(dark, torch.zeros(8, dtype=torch.int64), 0.5).success.all())
 
 
 def test_it_starts_from_vertical_stripes_of_epsilon(dark):
@@ -57,7 +57,7 @@ def test_an_image_is_shown_no_more_often_than_it_may_be_and_never_once_fooled(da
     attacked(dark, labels, 0.1, queries=30, scores=counting)
     assert len(shown) == 30
     shown.clear()
-    done = attacked(dark, labels, 0.15, queries=500, scores=counting).done
+    done = attacked(dark, labels, 0.15, queries=500, scores=counting).success
     assert shown == sorted(shown, reverse=True)
     assert (shown[0], shown[-1]) == (8, int((~done).sum()))
     assert 0 < shown[-1] < 8

@@ -1,4 +1,4 @@
-"""The picture of a detector tells every kind of image, and its numbers are those of the measurement."""
+"""The figure of a detector shows every group of images, and its numbers are those of the measurement."""
 
 import json
 from dataclasses import replace
@@ -7,35 +7,31 @@ import pytest
 import torch
 from PIL import Image
 
-from capsnet.figures import detection
-from capsnet.figures.detection import draw_detection, numbers, roc
-from capsnet.robustness.detection import Detection, Kind, auc
-from capsnet.robustness.detector import Detector, Look
-from capsnet.robustness.intervals import wilson
+from capsnet.analysis.accuracy import wilson
+from capsnet.analysis.detection import plot
+from capsnet.analysis.detection.detector import Detector
+from capsnet.analysis.detection.measure import Detection, ImageGroup, auc
+from capsnet.analysis.detection.plot import numbers, plot_detection, roc
+from tests.analysis.conftest import CLASSES
 
-from .conftest import CLASSES
 
-
-def seen(errors, shape=(1, 8, 8)):
-    errors = torch.as_tensor(errors)
+def group(name, epsilon, tried, errors):
     n = len(errors)
-    return Look(torch.rand(n, *shape), torch.arange(n) % 3, torch.rand(n, *shape), errors)
-
-
-def kind(name, epsilon, tried, errors, **how):
-    return Kind(name, epsilon, tried, seen(errors, **how), None if epsilon is None else torch.arange(len(errors)) % 3)
+    predictions, (images, reconstructions) = torch.arange(n) % 3, torch.rand(2, n, 1, 8, 8)
+    labels = predictions if epsilon else None
+    return ImageGroup(name, epsilon, tried, labels, images, predictions, reconstructions, torch.tensor(errors))
 
 
 @pytest.fixture
 def result():
-    """A detector that flags 1 of 5 clean images, and attacks of which one fools nobody."""
-    clean = replace(kind("clean test images", None, 5, [1.0, 2.0, 3.0, 4.0, 9.0]), labels=torch.arange(5) % 3)
+    """A detector that flags 1 of 5 clean images, and attacks of which one never fools the network."""
+    clean = replace(group("clean test images", None, 5, [1.0, 2.0, 3.0, 4.0, 9.0]), labels=torch.arange(5) % 3)
     suspects = (
-        kind("FGSM", 0.1, 10, [4.0, 6.0, 7.0]),
-        kind("PGD", 0.1, 10, []),
-        kind("aware", 0.1, 10, [2.5, 4.5]),
-        kind("noise", None, 6, [20.0] * 6),
-        kind("/data/of/somebody/and/of/nobody.npz", None, 2, [3.0, 8.0]),
+        group("FGSM", 0.1, 10, [4.0, 6.0, 7.0]),
+        group("PGD", 0.1, 10, []),
+        group("adaptive", 0.1, 10, [2.5, 4.5]),
+        group("noise", None, 6, [20.0] * 6),
+        group("/data/of/somebody/and/of/nobody.npz", None, 2, [3.0, 8.0]),
     )
     return Detection(CLASSES, Detector(5.0, 95.0, 40), clean, suspects, 20, 0)
 
@@ -45,9 +41,9 @@ def words(axes):
 
 
 def curves(result, tmp_path, pages):
-    drawn = pages(detection)
-    draw_detection(result, tmp_path / "a.png")
-    return drawn[0].axes
+    figures = pages(plot)
+    plot_detection(result, tmp_path / "a.png")
+    return figures[0].axes
 
 
 def test_the_area_below_a_curve_is_the_one_counted_by_ranks():
@@ -64,27 +60,27 @@ def test_a_curve_goes_from_nothing_flagged_to_everything_flagged():
     assert (hits.diff() >= 0).all()
 
 
-def test_every_kind_that_fooled_has_a_curve_with_its_area_and_n(result, tmp_path, pages):
+def test_every_group_that_fooled_has_a_curve_with_its_area_and_n(result, tmp_path, pages):
     legend = curves(result, tmp_path, pages)[0].get_legend().get_texts()
     assert [text.get_text() for text in legend] == [
         "FGSM, ε = 0.1: AUC 0.767, n = 3",
-        "aware, ε = 0.1: AUC 0.600, n = 2",
+        "adaptive, ε = 0.1: AUC 0.600, n = 2",
         "noise: AUC 1.000, n = 6",
         "nobody.npz: AUC 0.650, n = 2",
     ]
 
 
 def test_curves_differ_in_more_than_colour(result, tmp_path, pages):
-    stronger = [replace(kind, epsilon=0.3) for kind in result.suspects[:3]]
+    stronger = [replace(group, epsilon=0.3) for group in result.suspects[:3]]
     axes = curves(replace(result, suspects=(*result.suspects, *stronger)), tmp_path, pages)[0]
     looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines if not line.get_label().startswith("_")]
     assert len(looks) == len(set(looks)) == 6
 
 
 def test_the_caption_says_how_many_steps_the_attacks_took(result, tmp_path, pages):
-    drawn = pages(detection)
-    draw_detection(replace(result, steps=77), tmp_path / "a.png")
-    caption = drawn[0].texts[0].get_text().replace("\n", " ")
+    figures = pages(plot)
+    plot_detection(replace(result, steps=77), tmp_path / "a.png")
+    caption = figures[0].texts[0].get_text().replace("\n", " ")
     assert "take 77 steps from one random start" in caption
 
 
@@ -93,7 +89,7 @@ def test_a_dot_on_each_curve_is_the_threshold(result, tmp_path, pages):
     assert [tuple(dot) for dot in dots] == [pytest.approx(at) for at in [(0.2, 2 / 3), (0.2, 0), (0.2, 1), (0.2, 0.5)]]
 
 
-def test_every_kind_has_a_row_of_errors_and_the_shares_beside_it(result, tmp_path, pages):
+def test_every_group_has_a_row_of_errors_and_the_shares_beside_it(result, tmp_path, pages):
     axes = curves(result, tmp_path, pages)[1]
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows[:3] == ["clean test images\nn = 5", "FGSM, ε = 0.1\nfooled 3 of 10", "PGD, ε = 0.1\nfooled 0 of 10"]
@@ -102,21 +98,21 @@ def test_every_kind_has_a_row_of_errors_and_the_shares_beside_it(result, tmp_pat
     assert words(axes)[2] == "fooled none"
 
 
-def test_examples_tell_label_answer_and_error_and_only_flagged_ones_are_framed(result, tmp_path, pages):
+def test_examples_show_label_prediction_and_error_and_only_flagged_ones_are_framed(result, tmp_path, pages):
     clean, fgsm, *_ = curves(result, tmp_path, pages)[2:]
     assert words(clean) == ["cat → cat\n1.0", "dog → dog\n2.0", "owl → owl\n3.0", "cat → cat\n4.0"]
     assert words(fgsm) == ["cat → cat\n4.0", "dog → dog\n6.0, flagged", "owl → owl\n7.0, flagged"]
     assert (len(clean.patches), len(fgsm.patches)) == (0, 4)
 
 
-def test_an_attack_that_fooled_nobody_has_no_examples(result, tmp_path, pages):
+def test_an_attack_that_never_fooled_has_no_examples(result, tmp_path, pages):
     titles = [axes.get_title(loc="left") for axes in curves(result, tmp_path, pages)[2:]]
-    assert titles == ["clean test images", "FGSM, ε = 0.1", "aware, ε = 0.1", "noise", "nobody.npz"]
+    assert titles == ["clean test images", "FGSM, ε = 0.1", "adaptive, ε = 0.1", "noise", "nobody.npz"]
 
 
-def test_the_numbers_are_kept_beside_the_picture(result, tmp_path, pages):
-    pages(detection)
-    path = draw_detection(result, tmp_path / "detection.png")
+def test_the_numbers_are_kept_beside_the_figure(result, tmp_path, pages):
+    pages(plot)
+    path = plot_detection(result, tmp_path / "detection.png")
     kept = json.loads(path.with_suffix(".json").read_text())
     assert kept == json.loads(json.dumps(numbers(result)))
     assert (kept["threshold"], kept["percentile"], kept["validation_n"]) == (5.0, 95.0, 40)
@@ -131,9 +127,13 @@ def test_the_numbers_are_kept_beside_the_picture(result, tmp_path, pages):
 
 def test_the_same_result_makes_the_same_bytes_with_names_and_images_of_any_shape(result, tmp_path):
     long = replace(result, classes=tuple(f"a class with the long name {k}" for k in range(3)))
-    colour = [replace(k, seen=seen(k.seen.errors, shape=(3, 6, 10))) for k in (result.clean, *result.suspects)]
+    colour = [
+        replace(each, images=pixels, reconstructions=1 - pixels)
+        for each in (result.clean, *result.suspects)
+        for pixels in [torch.rand(len(each.errors), 3, 6, 10)]
+    ]
     long = replace(long, clean=colour[0], suspects=tuple(colour[1:]))
-    one, two = (draw_detection(long, tmp_path / name) for name in ("one.png", "two.png"))
+    one, two = (plot_detection(long, tmp_path / name) for name in ("one.png", "two.png"))
     assert one.read_bytes() == two.read_bytes()
     with Image.open(one) as shown:
         assert shown.width > 2000
