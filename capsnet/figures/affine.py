@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsnet.figures.style import (
+from capsnet.analysis.style import (
     BLACK,
     BLUE,
     GREEN,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsnet.figures.style import (
+from capsnet.analysis.style import (
     BLACK,
     BLUE,
     GREEN,

@@ -9,21 +9,23 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from capsnet.data import ImageSet
-from capsnet.errors import InputError
-from capsnet.evaluation import predict_batches
-from capsnet.figures.grid import cell_height, draw_grid, frame
-from capsnet.figures.style import (
+from capsnet.analysis.style import (
     BLACK,
     GREY,
     SMALL,
     TITLE,
     VERMILLION,
+    cell_height,
     class_names,
+    frame,
     keep_numbers,
     page,
+    plot_grid,
     wrapped,
 )
+from capsnet.data import ImageSet
+from capsnet.errors import InputError
+from capsnet.evaluation import predict_batches
 from capsnet.models import CapsNet
 from capsnet.robustness.affine import amounts, changed, changed_at_random
 
@@ -108,7 +110,7 @@ def _draw(shown: Changed, names: list[str], path: Path) -> None:
         for k, label in enumerate(shown.labels):
             tiles = torch.stack([shown.images[k], shown.drawings[k]])  # [2, k, c, h, w]
             corner = 0.0, height - (k + 1) * (tall + above)
-            axes = draw_grid(figure, tiles, corner, CELL, [f"label {names[label]}", "drawing"])
+            axes = plot_grid(figure, tiles, corner, CELL, [f"label {names[label]}", "drawing"])
             _write_answers(axes, shown.predictions[k].tolist(), shown.lengths[k].tolist(), label, names)
         for k, name in enumerate(shown.names):
             place = (k + 0.5) / columns, 1 + 0.05 / height

@@ -9,8 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from capsnet.figures.grid import cell_height, draw_grid, frame
-from capsnet.figures.style import (
+from capsnet.analysis.style import (
     BLACK,
     BLUE,
     GREEN,
@@ -20,10 +19,13 @@ from capsnet.figures.style import (
     SMALL,
     TITLE,
     VERMILLION,
+    cell_height,
     class_names,
     fitting,
+    frame,
     keep_numbers,
     page,
+    plot_grid,
     round_numbers,
     wrapped,
 )
@@ -180,7 +182,7 @@ def _draw_examples(
     """Draw a kind's first images, each beside its drawing, with answer and error; the flagged ones are framed."""
     seen = kind.seen
     pairs = torch.stack([seen.images[:EXAMPLES], seen.drawings[:EXAMPLES]])  # [2, n, c, h, w]
-    axes = draw_grid(figure, rearrange(pairs, "two n c h w -> 1 (n two) c h w"), corner, CELL, [""])
+    axes = plot_grid(figure, rearrange(pairs, "two n c h w -> 1 (n two) c h w"), corner, CELL, [""])
     title = {"fontsize": SMALL, "weight": "bold", "color": BLACK, "loc": "left"}
     axes.set_title(_name(kind), pad=72 * LINE * _lines(names) + 4, **title)  # type: ignore[arg-type]
     between = " → " if _lines(names) == 2 else "\n→ "

@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from capsnet.baselines import ConvBaseline
-from capsnet.data import ImageSet
-from capsnet.figures.grid import cell_height, draw_grid, frame, in_colour
-from capsnet.figures.style import (
+from capsnet.analysis.style import (
     BLACK,
     GREY,
     LABEL,
     SMALL,
     TITLE,
     VERMILLION,
+    cell_height,
     class_names,
+    frame,
+    in_colour,
     keep_numbers,
     page,
+    plot_grid,
     wrapped,
 )
+from capsnet.baselines import ConvBaseline
+from capsnet.data import ImageSet
 from capsnet.models import CapsNet
 from capsnet.robustness.targeted import Targeted, attack_targets
 
@@ -115,7 +118,7 @@ def _draw_images(attacked: Targeted, names: list[str], path: Path, only: str, ho
     tall = CELL * cell_height(h, w)
     with page(path, 3 * n * CELL, n * tall) as figure:
         width, height = figure.get_size_inches()
-        axes = draw_grid(figure, tiles, (0, 0), CELL, names)
+        axes = plot_grid(figure, tiles, (0, 0), CELL, names)
         for row, column in failed:
             frame(axes, row, 3 * column + 1, VERMILLION)
         axes.set_xticks([3 * column + 1 for column in range(n)], [f"to {name}" for name in names], fontsize=SMALL)
@@ -134,7 +137,7 @@ def _draw_images(attacked: Targeted, names: list[str], path: Path, only: str, ho
 
 
 def _tiles(attacked: Targeted, n: int) -> tuple[Tensor, list[tuple[int, int]], float]:
-    """Images as draw_grid takes them, where attacks failed (source, target), and the change that has full colour."""
+    """Images as plot_grid takes them, where attacks failed (source, target), and the change that has full colour."""
     difference = (attacked.adversarial - attacked.originals).mean(dim=-3)  # over channels c, [p, h, w]
     most = float(difference.abs().max()) or 1.0
     tiles = torch.ones(n, 3 * n, 3, *difference.shape[-2:])
