@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 
 from capsnet.baselines import ConvBaseline
-from capsnet.data import Data
+from capsnet.data import Data, ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Predictions, predict_set
 from capsnet.models import CapsNet
@@ -36,6 +36,11 @@ class Context:
     def networks(self) -> dict[str, Network]:
         """The run's network and those to compare with, by name."""
         return {self.run.folder.resolve().name: self.network} | self.compare
+
+    @property
+    def on_test(self) -> tuple[Any, ImageSet, tuple[str, ...]]:
+        """What most figures are made from: the network, the test images and the names of the classes."""
+        return self.network, self.data.test, self.data.classes
 
     @property
     def folder(self) -> Path:

@@ -96,18 +96,16 @@ class Figures(Compare):
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.evaluation import predict_set
-        from capsnet.figures.gallery import ALL, Subject, draw_gallery, fitting
-        from capsnet.figures.report import write_report
+        from capsnet.analysis.report import ALL, make_report
+        from capsnet.analysis.subject import Context
         from capsnet.runs import load_run
 
         network, data = self.load()
-        run, judgement = load_run(self.run), predict_set(network, data.test)
         beside, other = load_beside(self.run, self.beside, data), load_other(self.other, self.data_dir)
-        subject = Subject(run, network, data, judgement, beside, other)
-        draw_gallery(subject, self.only or fitting(subject, ALL))
-        run.write_results(network, data, judgement.evaluation())
-        print(f"report: {write_report(run, network, data, judgement.evaluation())}")
+        context = Context(load_run(self.run), network, data, beside, other)
+        path = make_report(context, self.only or ALL)
+        context.run.write_results(network, data, context.predictions.evaluation())
+        print(f"report: {path}")
 
 
 @dataclass(frozen=True)
@@ -123,12 +121,15 @@ class Drawings(Look):
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.figures.drawings import draw_drawings
+        from capsnet.analysis.reconstructions import plot_reconstructions
+        from capsnet.evaluation import predict_set
 
         network, data = self.capsules()
-        path = self.pictures / ("errors.png" if self.errors_only else "drawings.png")
-        options: dict[str, Any] = {"count": self.count, "columns": self.columns, "errors_only": self.errors_only}
-        print(draw_drawings(network, data.test, data.classes, path, **options))
+        path = self.pictures / ("errors.png" if self.errors_only else "reconstructions.png")
+        options: dict[str, Any] = {"count": self.count, "columns": self.columns}
+        if self.errors_only:
+            options["predictions"] = predict_set(network, data.test).predictions
+        print(plot_reconstructions(network, data.test, data.classes, path, **options))
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,11 @@ class Masks(Look):
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.figures.masks import draw_masks
+        from capsnet.analysis.masks import plot_masks
 
         network, data = self.capsules()
         path = self.pictures / "masks.png"
-        print(draw_masks(network, data.test, data.classes, path, per_class=self.per_class))
+        print(plot_masks(network, data.test, data.classes, path, per_class=self.per_class))
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Tweaks(Look):
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.figures.tweaks import animate_tweaks, draw_tweaks
+        from capsnet.analysis.perturbations import animate_perturbations, measure_perturbations, plot_perturbations
 
         network, data = self.capsules()
         if self.class_ is not None and self.class_ not in data.classes:
@@ -173,9 +174,10 @@ class Tweaks(Look):
         for k in map(data.classes.index, names):
             options: dict[str, Any] = {"label": k, "image": self.image, "extent": self.range, "step": self.step}
             options["dimensions"] = self.dimensions or None
-            path = self.pictures / f"tweaks-{k}.png"
-            print(draw_tweaks(network, data.test, data.classes, path, **options))
-            print(animate_tweaks(network, data.test, data.classes, path.with_suffix(".gif"), **options))
+            path = self.pictures / f"perturbations-{k}.png"
+            measured = measure_perturbations(network, data.test, **options)
+            print(plot_perturbations(measured, data.classes, path))
+            print(animate_perturbations(measured, data.classes, path.with_suffix(".gif")))
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ class Couplings(Look):
 
     def __call__(self) -> None:
         """Draw, and say where."""
-        from capsnet.figures.couplings import draw_couplings
+        from capsnet.analysis.couplings import plot_couplings
 
         network, data = self.capsules()
         path = self.pictures / "couplings.png"
-        print(draw_couplings(network, data.test, data.classes, path, image=self.image))
+        print(plot_couplings(network, data.test, data.classes, path, image=self.image))

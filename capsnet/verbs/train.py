@@ -163,22 +163,19 @@ class Train:
 def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
     """Evaluate a run's network on the test images; write the results, the detector, the figures and the report."""
     from capsnet.analysis.detection.detector import fit_detector, save_detector
-    from capsnet.evaluation import predict_set
-    from capsnet.figures.gallery import QUICK, Subject, draw_gallery, fitting
-    from capsnet.figures.report import write_report
+    from capsnet.analysis.report import make_report
+    from capsnet.analysis.subject import Context
     from capsnet.models import CapsNet
     from capsnet.printing import print_evaluation
 
-    judgement = predict_set(network, data.test)
-    evaluation = judgement.evaluation()
+    context = Context(run, network, data)
+    evaluation = context.predictions.evaluation()
     run.write_results(network, data, evaluation)
     if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
         save_detector(run, fit_detector(network, data.validation))
     with suppress(OSError):  # of a terminal that is gone: what it would show is in the report
         print_evaluation(evaluation, data.classes)
-    subject = Subject(run, network, data, judgement)
-    draw_gallery(subject, fitting(subject, QUICK))
-    say(f"report: {write_report(run, network, data, evaluation)}")
+    say(f"report: {make_report(context)}")
 
 
 def say(words: str, stream: TextIO | None = None) -> None:

@@ -26,11 +26,12 @@ import torch
 from safetensors.torch import load_file
 
 from capsnet import cli
+from capsnet.analysis import report
 from capsnet.analysis.detection.detector import load_detector
+from capsnet.analysis.report import make_report
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
 from capsnet.errors import InputError
-from capsnet.figures import gallery
 from capsnet.runs import load_run
 
 FLAGS = (
@@ -40,7 +41,7 @@ FLAGS = (
 STEPS = 14  # two epochs of 200 images in batches of 32
 LIMIT = 300  # seconds that a child may take on a loaded machine
 LATE = (  # what the package imports when it is needed, which each child would do anew
-    *("capsnet.figures.report", "capsnet.predict", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
+    *("capsnet.analysis.report", "capsnet.predict", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
     *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "tyro"),
 )
 
@@ -134,7 +135,7 @@ def command(*words: str) -> Callable[[], None]:
 
     def act() -> None:
         sys.argv = ["capsnet", *words]
-        gallery.QUICK = ("confusion",)
+        report.make_report = partial(make_report, names=("confusion",))
         cli.main()
 
     return act

@@ -1,10 +1,10 @@
-"""What happens to a drawn figure gets its name, and only that one."""
+"""A change of a shape gets the name of its effect, and only that one."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from capsnet.figures.effects import EFFECTS, clear_effect, measured
+from capsnet.analysis.perturbations.effects import EFFECTS, clear_effect, measured
 
 FINE = 4  # points across a pixel, so that shapes have soft edges
 RANGE = [k / 5 for k in range(-5, 6)]
@@ -17,12 +17,12 @@ def plane(side=28):
 
 
 def shape(points):
-    """Whether each point is ink → drawing [1, h, w]."""
+    """Whether each point is ink → image [1, h, w]."""
     return F.avg_pool2d(points.double()[None], FINE)
 
 
 def ring(x_radius=5.0, y_radius=7.0, thickness=3.0, lean=0.0, right=0.0, up=0.0):
-    """An ellipse drawn with one stroke, sheared by `lean` and moved."""
+    """An ellipse of one stroke, sheared by `lean` and moved."""
     x, y = plane()
     x, y = x - right - lean * (y - up), y - up
     outer, inner = (((x / (x_radius + e)).square() + (y / (y_radius + e)).square()) < 1 for e in _edges(thickness))
@@ -46,9 +46,9 @@ def _edges(thickness):
     return thickness / 2, -thickness / 2
 
 
-def effect_of(draw, values):
-    drawings = torch.stack([draw(value) for value in values])
-    return clear_effect(drawings, measured(drawings), torch.tensor(values))
+def effect_of(make, values):
+    images = torch.stack([make(value) for value in values])
+    return clear_effect(images, measured(images), torch.tensor(values))
 
 
 CHANGES = {
@@ -69,12 +69,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_one_kind_has_its_name_in_either_direction(change):
-    name, draw = CHANGES[change]
-    assert effect_of(draw, RANGE) == effect_of(draw, RANGE[::-1]) == name
+    name, make = CHANGES[change]
+    assert effect_of(make, RANGE) == effect_of(make, RANGE[::-1]) == name
 
 
 @pytest.mark.parametrize(
-    ("what", "draw"),
+    ("what", "make"),
     [
         ("nothing", lambda k: ring()),
         ("its slant, by less than a pixel", lambda k: ring(lean=0.02 * k)),
@@ -84,8 +84,8 @@ def test_a_change_of_one_kind_has_its_name_in_either_direction(change):
         ("faint noise", lambda k: 0.05 * torch.rand(1, 28, 28)),
     ],
 )
-def test_no_word_is_given_where_no_effect_is_clear(what, draw):
-    assert effect_of(draw, RANGE) is None
+def test_no_word_is_given_where_no_effect_is_clear(what, make):
+    assert effect_of(make, RANGE) is None
 
 
 def test_lengths_are_those_of_the_shape():
@@ -100,25 +100,25 @@ def test_slant_is_how_far_the_top_leans_over_to_the_right_of_the_bottom():
     assert measured(bar(length=18, lean=0.5)[None])[0, EFFECTS.index("slant")] == pytest.approx(9, abs=0.1)
 
 
-def test_a_dark_figure_on_white_measures_as_a_bright_one_on_black():
+def test_a_dark_shape_on_white_measures_as_a_bright_one_on_black():
     torch.testing.assert_close(measured(1 - ring(lean=0.2)[None]), measured(ring(lean=0.2)[None]))
 
 
-def test_an_open_figure_has_no_loop():
+def test_an_open_shape_has_no_loop():
     x, y = plane()
     opened = ring() * shape(~((x.abs() < 1) & (y > 0)))
     assert measured(opened[None])[0, EFFECTS.index("loop size")] == pytest.approx(0, abs=0.05)
     assert measured(ring()[None])[0, EFFECTS.index("loop size")] > 4
 
 
-def test_a_drawing_measures_the_same_alone_as_among_others():
-    drawings = torch.stack([ring(), bar(), ring(lean=0.3)])
-    torch.testing.assert_close(measured(drawings)[1:2], measured(drawings[1:2]))
+def test_an_image_measures_the_same_alone_as_among_others():
+    images = torch.stack([ring(), bar(), ring(lean=0.3)])
+    torch.testing.assert_close(measured(images)[1:2], measured(images[1:2]))
 
 
-def test_a_blank_drawing_measures_zero():
+def test_a_blank_image_measures_zero():
     assert not measured(torch.full((2, 3, 12, 9), 0.4)).any()
 
 
-def test_a_drawing_of_three_equal_channels_measures_as_a_grey_one():
+def test_an_image_of_three_equal_channels_measures_as_a_grey_one():
     torch.testing.assert_close(measured(ring().expand(3, -1, -1)[None]), measured(ring()[None]))

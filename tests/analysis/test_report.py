@@ -5,12 +5,14 @@ from html import escape
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from PIL import Image
 
+from capsnet.analysis.report import write_report
+from capsnet.analysis.subject import Context
 from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
-from capsnet.evaluation import Evaluation, evaluate
-from capsnet.figures.report import write_report
+from capsnet.evaluation import Predictions, evaluate
 from capsnet.recipes import Fast
 
 from .conftest import TRAINING
@@ -47,14 +49,14 @@ def report(make_run, network, data):
     """The page of a run's report."""
 
     def report(run=None, network=network, data=data):
-        return Page(write_report(run or make_run(), network, data, evaluate(network, data.test)))
+        return Page(write_report(Context(run or make_run(), network, data)))
 
     return report
 
 
-def test_the_report_holds_the_run_s_pictures_and_needs_no_other_file_and_no_script(report, tmp_path):
+def test_the_report_holds_the_figures_of_the_run_and_needs_no_other_file_and_no_script(report, tmp_path):
     (tmp_path / "figures").mkdir()
-    names = ("drawings", "tweaks-0", "tweaks-1", "confusion")
+    names = ("reconstructions", "perturbations-0", "perturbations-1", "confusion")
     for shade, name in enumerate((*names, "a holiday")):
         Image.new("L", (800, 600), shade).save(tmp_path / "figures" / f"{name}.png")
     page = report()
@@ -83,12 +85,14 @@ def test_it_says_by_which_validation_the_network_was_selected(report):
 
 
 def test_without_validation_it_says_that_the_last_weights_were_kept(report, make_run):
-    assert "the network is that of the last weights" in report(make_run(TRAINING)).text
+    assert "the network has the last weights" in report(make_run(TRAINING)).text
 
 
 def test_each_class_has_its_n_and_accuracy_and_one_without_images_has_none(make_run, network, data):
-    result = Evaluation(5, 2, [[3, 1, 0], [1, 0, 0], [0, 0, 0]], None, "prediction")
-    page = Page(write_report(make_run(), network, data, result))
+    context = Context(make_run(), network, data)
+    scores, labels = torch.eye(3)[[0, 0, 0, 1, 0]], torch.tensor([0, 0, 0, 0, 1])
+    vars(context)["predictions"] = Predictions(scores, labels, None, "prediction")
+    page = Page(write_report(context))
     assert "cat 4 3 75.00 %" in page.text.replace("  ", " ")
     assert "owl 0 0 —" in page.text
 
@@ -134,10 +138,10 @@ def test_every_word_of_a_user_is_shown_as_a_word(report, make_run, data):
     assert NASTY in page.text
 
 
-def test_a_report_of_a_baseline_does_not_speak_of_drawings(report):
+def test_a_report_of_a_baseline_does_not_speak_of_reconstructions(report):
     page = report(network=ConvBaseline((1, 8, 8), 3, size="small"))
     assert "A ConvBaseline with" in page.text
-    assert "drawing" not in page.text
+    assert "reconstructions" not in page.text
 
 
 def test_the_same_run_has_the_same_report(report):

@@ -1,23 +1,25 @@
-"""The report of a run: its numbers, how they came about and its pictures, in one HTML file that needs no other."""
+"""The report of a run: its results, recipe, environment and figures, in one HTML file that needs no other."""
 
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from html import escape
 from pathlib import Path
 from string import Template
 
-from capsnet.baselines import ConvBaseline
+from capsnet.analysis import SUBJECTS, find_subject
+from capsnet.analysis.curves import best_validation
+from capsnet.analysis.style import DPI
+from capsnet.analysis.subject import Context, Network
 from capsnet.data import Data
+from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.figures.curves import best_validation
-from capsnet.figures.gallery import drawn
-from capsnet.figures.style import DPI
 from capsnet.files import atomic_write
-from capsnet.models import CapsNet
 from capsnet.recipes import RECIPES
 from capsnet.runs import Run
 
+ALL = tuple(name for name in SUBJECTS if name != "attacks")  # which takes minutes: only made when it is named
+QUICK = ("reconstructions", "errors", "masks", "lengths", "confusion", "curves")  # what a training ends with
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -48,8 +50,8 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; background: #f
 <p>$selection</p>
 <h2>Test images by class</h2>
 $per_class
-<h2>Pictures</h2>
-$pictures
+<h2>Figures</h2>
+$figures
 <h2>Recipe</h2>
 <p class="soft">Fields in bold, marked ≠, differ from the paper's recipe.</p>
 $recipe
@@ -60,18 +62,43 @@ $environment
 """)
 
 
-def write_report(run: Run, network: CapsNet | ConvBaseline, data: Data, evaluation: Evaluation) -> Path:
-    """Write a run's report.html around the pictures in its folder `figures`, whole or not at all.
+def make_report(context: Context, names: Sequence[str] = QUICK) -> Path:
+    """Make the figures of these names, then report.html around all figures of the run; return its path.
 
-    `evaluation` is what the network did on the test images of `data`.
+    Of QUICK and of ALL, the figures that the network cannot have are left out.
+    Raises InputError, before anything is made, for a name that is not in SUBJECTS, and for any other choice of names
+    with a figure that the network cannot have.
     """
+    for name in names:
+        if name not in SUBJECTS:
+            raise InputError(f"no figure {name!r}: choose from {', '.join(SUBJECTS)}")
+    subjects = [find_subject(name) for name in names]
+    if tuple(names) in (QUICK, ALL):
+        subjects = [subject for subject in subjects if not subject.missing(context)]
+    for subject in subjects:
+        subject.check(context)
+    for subject in subjects:
+        subject(context)
+    return write_report(context)
+
+
+def captions(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the figures in a folder, in the order of SUBJECTS, with their captions."""
+    for subject in map(find_subject, SUBJECTS):
+        for path in sorted(folder.glob(subject.files)):
+            yield path, subject.caption
+
+
+def write_report(context: Context) -> Path:
+    """Write a run's report.html around the figures in its folder, atomically; return its path."""
+    run, network, data, evaluation = context.run, context.network, context.data, context.predictions.evaluation()
     content = {
         "title": escape(f"Recipe {run.recipe_name} on {run.data}"),
         "headline": escape(_headline(evaluation, data)),
         "network": escape(_network(run, network, evaluation)),
         "selection": escape(_selection(run)),
         "per_class": _per_class(evaluation, data.classes),
-        "pictures": "\n".join(_picture(path, caption) for path, caption in drawn(run.folder / "figures")),
+        "figures": "\n".join(_figure(path, caption) for path, caption in captions(context.folder)),
         "recipe": _recipe(run),
         "environment": _environment(run),
     }
@@ -86,14 +113,14 @@ def _headline(evaluation: Evaluation, data: Data) -> str:
     return f"{right}: {evaluation.errors:,} errors."
 
 
-def _network(run: Run, network: CapsNet | ConvBaseline, evaluation: Evaluation) -> str:
+def _network(run: Run, network: Network, evaluation: Evaluation) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     words = f"A {type(network).__name__} with {parameters:,} parameters, trained for {_duration(run.seconds)}."
     if evaluation.reconstruction is None:
         return words
     capsule = {"prediction": "predicted class", "label": "true class"}[evaluation.masked_by]
     return (
-        f"{words} Its drawings, from the capsule of the {capsule}, are off by a squared error of "
+        f"{words} The squared error of its reconstructions, from the capsule of the {capsule}, is "
         f"{evaluation.reconstruction:.2f}, summed over pixels and averaged over images."
     )
 
@@ -109,14 +136,14 @@ def _duration(seconds: float) -> str:
 def _selection(run: Run) -> str:
     best = best_validation(run)
     if best is None:
-        return "No validation images were held out: the network is that of the last weights."
+        return "No validation images were held out: the network has the last weights."
     return (
         f"Selected as the best epoch on n = {best['n']:,} validation images: epoch {best['epoch']} with "
-        f"{best['errors']:,} errors. The test images took no part in that."
+        f"{best['errors']:,} errors. The test images were not used for that."
     )
 
 
-def _picture(path: Path, caption: str) -> str:
+def _figure(path: Path, caption: str) -> str:
     content = path.read_bytes()
     source = "data:image/png;base64," + b64encode(content).decode()
     width = int.from_bytes(content[16:20], "big") * 96 // DPI  # of the PNG's header; 96 CSS pixels are an inch
@@ -126,8 +153,7 @@ def _picture(path: Path, caption: str) -> str:
 
 def _per_class(evaluation: Evaluation, classes: tuple[str, ...]) -> str:
     rows = []
-    told = zip(classes, evaluation.confusion, evaluation.per_class, strict=True)
-    for k, (name, row, share) in enumerate(told):
+    for k, (name, row, share) in enumerate(zip(classes, evaluation.confusion, evaluation.per_class, strict=True)):
         rows.append([name, f"{sum(row):,}", f"{row[k]:,}", "—" if share is None else f"{100 * share:.2f} %"])
     return _table(["class", "n", "right", "accuracy"], rows, numbers=3)
 
@@ -161,8 +187,7 @@ def _table(head: list[str], rows: list[list[str]], *, numbers: int = 0, marked: 
     kinds = [' class="number"' if k >= len(head) - numbers else "" for k in range(len(head))]
 
     def line(tag: str, cells: list[str], differs: bool = False) -> str:
-        told = zip(cells, kinds, strict=True)
-        row = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in told)
+        row = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
         return f'<tr class="differs">{row}</tr>' if differs else f"<tr>{row}</tr>"
 
     body = "\n".join(line("td", row, k in marked) for k, row in enumerate(rows))

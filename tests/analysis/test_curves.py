@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
+from capsnet.analysis import curves
+from capsnet.analysis.curves import best_validation, plot_curves
 from capsnet.errors import InputError
-from capsnet.figures import curves
-from capsnet.figures.curves import best_validation, draw_curves
 from capsnet.recipes import Fast, Paper
 
 from .conftest import TRAINING, VALIDATION, train_record, validation_record
@@ -21,17 +21,17 @@ def panels(figure):
 
 @pytest.fixture
 def drawn(make_run, pages, tmp_path):
-    """The panels drawn of a log of these records."""
+    """The figure of a log of these records."""
 
     def drawn(records, recipe=None):
         figures = pages(curves)
-        draw_curves(make_run(records, recipe), tmp_path / "a.png")
+        plot_curves(make_run(records, recipe), tmp_path / "a.png")
         return figures[0]
 
     return drawn
 
 
-def test_losses_errors_and_rate_are_drawn_against_epochs(drawn):
+def test_losses_errors_and_learning_rate_are_plotted_against_epochs(drawn):
     figure = drawn([*TRAINING, *VALIDATION])
     shown = panels(figure)
     assert list(shown) == ["loss", "errors in %", "learning rate"]
@@ -55,19 +55,19 @@ def test_a_log_without_validation_shows_the_training_alone(drawn):
     assert "0.0005 · reconstruction, validation" not in shown["loss"]
 
 
-def test_a_log_of_validations_only_has_no_rate_to_show(drawn):
+def test_a_log_of_validations_only_has_no_learning_rate_to_show(drawn):
     shown = panels(drawn(VALIDATION))
     assert list(shown) == ["loss", "errors in %"]
     assert list(shown["loss"]) == ["0.0005 · reconstruction, validation"]
 
 
-def test_a_run_in_its_first_epoch_is_drawn_against_steps(drawn):
+def test_a_run_in_its_first_epoch_is_plotted_against_steps(drawn):
     figure = drawn([train_record(5, 1)])
     assert figure.axes[-1].get_xlabel() == "training steps"
     assert list(panels(figure)["loss"]["loss"][0]) == [5]
 
 
-def test_a_network_that_does_not_draw_has_one_loss(drawn):
+def test_a_network_without_decoder_has_one_loss(drawn):
     records = [
         {name: value for name, value in record.items() if name not in ("margin", "reconstruction")}
         for record in (*TRAINING, *VALIDATION)
@@ -81,17 +81,17 @@ def test_an_error_rate_of_zero_is_on_the_scale(drawn):
     assert 0 in figure.axes[-1].get_yticks()
 
 
-def test_a_run_without_any_error_is_drawn(drawn):
+def test_a_run_without_any_error_is_plotted(drawn):
     records = [validation_record(10, 1, 0), train_record(10, 1, accuracy=1.0), train_record(20, 2, accuracy=1 - 2**-24)]
     assert drawn(records).axes[1].get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(("recipe", "scale"), [(Paper(), "log"), (Fast(), "linear")])
-def test_a_rate_that_decays_by_a_factor_has_a_logarithmic_scale(drawn, recipe, scale):
+def test_a_learning_rate_that_decays_by_a_factor_has_a_logarithmic_scale(drawn, recipe, scale):
     assert drawn(TRAINING, recipe).axes[-1].get_yscale() == scale
 
 
-def test_a_long_training_is_drawn_by_means_of_neighbours(drawn):
+def test_a_long_training_is_plotted_by_means_of_neighbours(drawn):
     records = [train_record(step, 1 + step // 400, loss=float(step % 2)) for step in range(1, 1201)]
     places, values = panels(drawn(records))["loss"]["loss"]
     assert len(places) == 150
@@ -99,15 +99,15 @@ def test_a_long_training_is_drawn_by_means_of_neighbours(drawn):
 
 
 def test_the_same_log_makes_the_same_bytes(make_run, tmp_path):
-    one, two = (draw_curves(make_run(), tmp_path / name) for name in ("one", "two"))
+    one, two = (plot_curves(make_run(), tmp_path / name) for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     with Image.open(one) as picture:
         assert (picture.format, picture.width > 1400, picture.height > 1400) == ("PNG", True, True)
 
 
 def test_an_empty_log_is_refused(make_run, tmp_path):
-    with pytest.raises(InputError, match=r"has no measurements to draw: its log.jsonl is empty or missing"):
-        draw_curves(make_run([]), tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"has no measurements to plot: its log.jsonl is empty or missing"):
+        plot_curves(make_run([]), tmp_path / "a.png")
 
 
 def test_of_validations_with_as_few_errors_the_last_was_kept(make_run):

@@ -1,9 +1,9 @@
-"""What a change does to a drawn figure, by measure: thickness, slant, width, height, place and the size of its loops.
+"""What a perturbation changes, measured: thickness, slant, width, height, place and the size of loops.
 
 Section 5.1 of Sabour, Frosst and Hinton (2017) names such effects by eye. Here each is measured, all but the contrast
-in pixels, and a range of drawings has an effect's name where that effect explains how they differ. A drawing's ink is
-how far its pixels are from the background, which is the median along its border. Slant is taken out before a stroke, a
-width, a height or a loop is measured: to shear a figure changes its slant alone.
+in pixels, and a sequence of images gets the name of an effect where that effect explains how they differ. The ink of
+an image is the distance of its pixels from the background, which is the median along its border. Slant is removed
+before strokes, widths, heights and loops are measured, so that shearing changes the slant alone.
 """
 
 from math import pi, sqrt
@@ -15,23 +15,23 @@ from torch import Tensor
 
 EFFECTS = ("thickness", "contrast", "slant", "width", "height", "horizontal shift", "vertical shift", "loop size")
 COMPANY = {"thickness": ("contrast",), "contrast": ("thickness",), "width": ("loop size",), "height": ("loop size",)}
-BAR = sqrt(12)  # length of an even bar over its standard deviation
+BAR = sqrt(12)  # length of a uniform bar over its standard deviation
 
 
-def measured(drawings: Tensor) -> Tensor:
-    """Measure the figures in drawings, in pixels and in the order of EFFECTS; a blank drawing measures zero.
+def measured(images: Tensor) -> Tensor:
+    """Measure the shapes in images, in pixels and in the order of EFFECTS; those of a blank image are zero.
 
     thickness: twice the ink over the length of its edge, which is the sum of the gradient's norms.
     contrast: the darkest ink, from 0 to 1.
-    slant: how far the top leans over to the right of the bottom: the slope of x on y, times an even bar's height.
-    width, height: from the middle of the outermost stroke to that of the opposite one; columns or rows with ink, each
-    counted by its darkest pixel, less the thickness.
+    slant: how far the top is to the right of the bottom: the slope of x on y, times the height of a uniform bar.
+    width, height: between the middles of the outermost strokes: columns or rows with ink, each counted by its darkest
+    pixel, less the thickness.
     horizontal and vertical shift: of the centre of the ink, from the image's middle to the right and up.
-    loop size: radius of a disc as large as all background that ink encloses.
+    loop size: radius of a disc with the area of all background that ink encloses.
 
-    drawings [b, c, h, w] in [0, 1] → lengths [b, 8]
+    images [b, c, h, w] in [0, 1] → sizes [b, 8]
     """
-    ink = _ink(drawings.double())  # [b, h, w]
+    ink = _ink(images.double())  # [b, h, w]
     contrast = reduce(ink, "b h w -> b", "max")
     right, up, slope, height = _moments(ink)
     ink = F.pad(_upright(ink, right, up, slope), (1, 1, 1, 1))
@@ -45,7 +45,7 @@ def measured(drawings: Tensor) -> Tensor:
 
 
 def clear_effect(
-    drawings: Tensor,
+    images: Tensor,
     sizes: Tensor,
     offsets: Tensor,
     *,
@@ -54,22 +54,22 @@ def clear_effect(
     share: float = 0.4,
     clear: float = 1.5,
 ) -> str | None:
-    """Name the one effect that a range of drawings has, or None where no single one is clear.
+    """Name the one effect that a sequence of images shows, or None where no single one is clear.
 
-    An effect takes place if what is measured of it differs between the first drawing and the last by at least `least`
-    of the image's side (one pixel of MNIST's 28; of the contrast, 0.1), and by at least the share `straight` of all
-    that it changes from drawing to drawing (1 is monotone). Of those that take place, the clear one explains most of
-    how the drawings change: at least `share` of the squared change, and `clear` times what any other does but its
-    COMPANY: a blurred stroke gains thickness and contrast together, and a wider ring has a larger loop.
+    An effect takes place if its size differs between the first image and the last by at least `least` of the image's
+    side (one pixel of MNIST's 28; for the contrast, by 0.1), and by at least the share `straight` of the sum of its
+    changes from image to image (1 is monotone). Of those that take place, the clear one explains most of how the
+    images change: at least `share` of the squared change, and at least `clear` times what any other effect explains,
+    except its COMPANY: a blurred stroke gains thickness and contrast together, and a wider ring has a larger loop.
 
-    drawings [t, c, h, w] in [0, 1], their sizes [t, 8] as `measured`, offsets [t]
+    images [t, c, h, w] in [0, 1], their sizes [t, 8] as `measured`, offsets [t]
     """
-    *_, h, w = drawings.shape
+    *_, h, w = images.shape
     needed = torch.full_like(sizes[0], least * sqrt(h * w))
     needed[EFFECTS.index("contrast")] = 0.1
     change = (sizes[-1] - sizes[0]).abs()
-    way = sizes.diff(dim=0).abs().sum(dim=0)  # over drawings t
-    shares = explained(drawings, offsets) * ((change >= needed) & (change >= straight * way))
+    total = sizes.diff(dim=0).abs().sum(dim=0)  # over images t
+    shares = explained(images, offsets) * ((change >= needed) & (change >= straight * total))
     for k in shares.argsort(descending=True).tolist():
         company = (EFFECTS[k], *COMPANY.get(EFFECTS[k], ()))
         rivals = [other for other, name in enumerate(EFFECTS) if name not in company]
@@ -78,12 +78,12 @@ def clear_effect(
     return None
 
 
-def explained(drawings: Tensor, offsets: Tensor) -> Tensor:
-    """The share of the squared change of drawings that each effect alone explains, in the order of EFFECTS.
+def explained(images: Tensor, offsets: Tensor) -> Tensor:
+    """The share of the squared change of images that each effect alone explains, in the order of EFFECTS.
 
-    drawings [t, c, h, w] in [0, 1], offsets [t] → shares [8] in [0, 1]
+    images [t, c, h, w] in [0, 1], offsets [t] → shares [8] in [0, 1]
     """
-    ink, offsets = _ink(drawings.double()), offsets.double()
+    ink, offsets = _ink(images.double()), offsets.double()
     change = einsum(ink, offsets - offsets.mean(), "t h w, t -> h w").flatten()
     tangents = [tangent.flatten() for tangent in _tangents(ink[len(ink) // 2])]
     return torch.stack([F.cosine_similarity(tangent, change, dim=0) for tangent in tangents]).square()
@@ -102,7 +102,7 @@ def _tangents(ink: Tensor) -> list[Tensor]:
 
 
 def _looser(ink: Tensor, across: Tensor, above: Tensor) -> Tensor:
-    """How ink [h, w] of these slopes changes as its loops grow: what is near them moves away from their centre."""
+    """How ink [h, w] with these gradients changes as its loops grow: what is near moves away from their centre."""
     padded = F.pad(ink.unsqueeze(0), (1, 1, 1, 1))
     enclosed = (_filled(padded) - padded)[:, 1:-1, 1:-1]
     reach = round(sqrt(ink.numel()) / 10)
@@ -120,15 +120,15 @@ def _places(ink: Tensor) -> tuple[Tensor, Tensor]:
     return across, -down.unsqueeze(1)
 
 
-def _ink(drawings: Tensor) -> Tensor:
-    """Drawings [b, c, h, w] → ink [b, h, w] in [0, 1]."""
-    grey = reduce(drawings, "b c h w -> b h w", "mean")
+def _ink(images: Tensor) -> Tensor:
+    """Images [b, c, h, w] → ink [b, h, w] in [0, 1]."""
+    grey = reduce(images, "b c h w -> b h w", "mean")
     border = torch.cat([grey[:, 0], grey[:, -1], grey[:, :, 0], grey[:, :, -1]], dim=-1)
     return (grey - rearrange(border.median(dim=-1).values, "b -> b 1 1")).abs()
 
 
 def _moments(ink: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ink [b, h, w] → its centre, to the right and up of the middle, slope of x on y, and even height, each [b]."""
+    """Ink [b, h, w] → its centre, to the right and up of the middle, its slope of x on y and its height, each [b]."""
     share = ink / _positive(reduce(ink, "b h w -> b 1 1", "sum"))
     x, y = _places(ink)
     right, up = reduce(share * x, "b h w -> b 1 1", "sum"), reduce(share * y, "b h w -> b 1 1", "sum")
@@ -138,7 +138,7 @@ def _moments(ink: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _upright(ink: Tensor, right: Tensor, up: Tensor, slope: Tensor) -> Tensor:
-    """Move ink [b, h, w] to the middle and shear it so far that x no longer depends on y."""
+    """Move ink [b, h, w] to the middle and shear it until x no longer depends on y."""
     _, h, w = ink.shape
     none, one = torch.zeros_like(slope), torch.ones_like(slope)
     across = torch.stack([one, -slope * h / w, right * 2 / w], dim=-1)  # rows run down, y up
@@ -148,18 +148,18 @@ def _upright(ink: Tensor, right: Tensor, up: Tensor, slope: Tensor) -> Tensor:
 
 
 def _edge(ink: Tensor) -> Tensor:
-    """Length of the edge of ink [b, h, w] with a blank border, weighed by its height: [b]."""
+    """Length of the edge of ink [b, h, w] with a blank border, weighted by the ink: [b]."""
     across, down = ink[:, :-1].diff(dim=2), ink[:, :, :-1].diff(dim=1)
     return reduce(torch.hypot(across, down), "b h w -> b", "sum")
 
 
 def _filled(ink: Tensor) -> Tensor:
-    """Fill what ink [b, h, w] encloses: each pixel gets the least ink that every way to the border has to cross."""
+    """Fill what ink [b, h, w] encloses: each pixel gets the least ink that every path to the border has to cross."""
     level = torch.ones_like(ink)
     level[:, 0], level[:, -1], level[:, :, 0], level[:, :, -1] = 0, 0, 0, 0
     while True:
         across = -F.max_pool2d(-level, (1, 3), 1, (0, 1))
-        around = torch.minimum(across, -F.max_pool2d(-level, (3, 1), 1, (1, 0)))  # ways have no diagonal steps
+        around = torch.minimum(across, -F.max_pool2d(-level, (3, 1), 1, (1, 0)))  # paths have no diagonal steps
         lower = torch.maximum(ink, around)
         if torch.equal(lower, level):
             return level
@@ -167,5 +167,5 @@ def _filled(ink: Tensor) -> Tensor:
 
 
 def _positive(numbers: Tensor) -> Tensor:
-    """Numbers to divide by, where nothing is divided if they are zero."""
+    """Numbers to divide by: a zero, whose dividend is zero too, becomes the smallest positive float."""
     return numbers.clamp(min=torch.finfo(numbers.dtype).tiny)
