@@ -11,11 +11,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from capsnet.figures.robustness import attack, change, detect
+from capsnet.robustness.attacks import Networks
+
 from capsnet.data import Data, load_data
 from capsnet.evaluation import evaluate
-from capsnet.figures.robustness import attack, change, detect
 from capsnet.hardware import default_device, environment, keep_freed_memory
-from capsnet.robustness.attacks import Networks
 from capsnet.runs import Run, load_run
 
 RESULTS = Path(__file__).parent.parent / "results" / "robustness"

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from capsnet.analysis.accuracy import wilson
 from capsnet.benchmarks.goals import AIMS, KINDS, Results, default_row, epoch, goals
 from capsnet.benchmarks.pictures import DRAWN, draw
 from capsnet.benchmarks.report import goals_by_device, kernel_table, machine, markdown, tables
-from capsnet.robustness.intervals import wilson
 
 ROOT = Path(__file__).parent.parent
 SPEED = {  # by the program that measures it

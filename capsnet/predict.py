@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from capsnet.analysis.detection.detector import load_detector
 from capsnet.data import image_tensor
 from capsnet.evaluation import predict_batch
 from capsnet.hardware import default_device
 from capsnet.losses import squared_errors
-from capsnet.robustness.detector import load_detector
 from capsnet.runs import Run
 
 BATCH = 100

@@ -12,10 +12,10 @@ FLOORS = {
     2: ("layers", "hub"),
     3: ("models", "baselines"),
     4: (
-        *("recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation", "predict"),
-        *("figures", "robustness", "weights", "analysis"),
+        *("recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation"),
+        "weights",
     ),
-    5: ("benchmarks",),
+    5: ("analysis", "predict", "benchmarks"),
     6: ("cli", "__main__"),
     7: ("__init__",),  # the outside: what is public
 }

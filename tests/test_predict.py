@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from capsnet.analysis.detection.detector import Detector, fit_detector, load_detector, save_detector
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batches
 from capsnet.predict import predict
 from capsnet.printing import print_predictions
-from capsnet.robustness.detector import Detector, fit_detector, load_detector, save_detector
 from capsnet.runs import load_run
 from tests.training import BASELINE, TINY, few_digits, train
 

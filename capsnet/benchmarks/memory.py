@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
+from capsnet.analysis.attacks.pgd import FullGradient, margin
 from capsnet.benchmarks.settings import CLASSES, IMAGE_SHAPE, Setting, Stepper
 from capsnet.benchmarks.ways import Shape, inputs, step, ways
 from capsnet.build import build_network
 from capsnet.hardware import default_device, keep_freed_memory
 from capsnet.models import CapsNet
 from capsnet.recipes import Paper
-from capsnet.robustness.descent import margin
-from capsnet.robustness.exposed import Exposed
 
 STEPS = 5  # until one takes no more memory: the first makes Adam's state, and on a GPU the fourth is recorded
 
@@ -72,7 +71,7 @@ def _attack_peak(n: int) -> int:
     with _growth(device) as grown:
         network = build_network(Paper(), IMAGE_SHAPE, CLASSES)
         assert isinstance(network, CapsNet)
-        attacked = Exposed(network.to(device))
+        attacked = FullGradient(network.to(device))
         for _ in range(2):
             pixels = images.clone().requires_grad_()
             torch.autograd.grad(margin(attacked(pixels), labels).sum(), pixels)

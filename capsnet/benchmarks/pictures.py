@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsnet.benchmarks.goals import Results
-from capsnet.benchmarks.report import machine
-from capsnet.figures.style import (
+from capsnet.analysis.style import (
     BLACK,
     BLUE,
     GREEN,
@@ -22,6 +20,8 @@ from capsnet.figures.style import (
     round_numbers,
     wrapped,
 )
+from capsnet.benchmarks.goals import Results
+from capsnet.benchmarks.report import machine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -33,8 +33,9 @@ def report(run: Path, only: tuple[str, ...], compare: tuple[Path, ...], ood: str
     from capsnet.analysis.report import make_report
 
     context = load_context(run, data_dir, compare, ood)
+    path = make_report(context, names=only or None)
     context.run.write_results(context.network, context.data, context.predictions.evaluation())
-    print(f"report: {make_report(context, names=only or None)}")
+    print(f"report: {path}")
 
 
 def analysis_command(name: str) -> click.Command:

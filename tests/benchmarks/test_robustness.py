@@ -7,10 +7,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-
-from capsnet.data import load_data
 from capsnet.figures.attacks import draw_attacks
 from capsnet.robustness.attacks import Attacks, Ball, WorstCase
+
+from capsnet.data import load_data
 from tests.training import LEARNS, train
 
 PROGRAMS = Path(__file__).parents[2] / "benchmarks"

@@ -26,11 +26,11 @@ import torch
 from safetensors.torch import load_file
 
 from capsnet import cli
+from capsnet.analysis import report
+from capsnet.analysis.detection.detector import load_detector
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
 from capsnet.errors import InputError
-from capsnet.figures import gallery
-from capsnet.robustness.detector import load_detector
 from capsnet.runs import load_run
 
 FLAGS = (
@@ -40,7 +40,7 @@ FLAGS = (
 STEPS = 14  # two epochs of 200 images in batches of 32
 LIMIT = 300  # seconds that a child may take on a loaded machine
 LATE = (  # what the package imports when it is needed, which each child would do anew
-    *("capsnet.figures.report", "capsnet.predict", "capsnet.training", "capsnet.cli.run", "capsnet.cli.train"),
+    *("capsnet.analysis.report", "capsnet.predict", "capsnet.training", "capsnet.cli.run", "capsnet.cli.train"),
     *("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure"),
 )
 
@@ -134,7 +134,7 @@ def command(*words: str) -> Callable[[], None]:
 
     def act() -> None:
         sys.argv = ["capsnet", *words]
-        gallery.QUICK = ("confusion",)
+        report.QUICK = ("confusion",)
         cli.main()
 
     return act
