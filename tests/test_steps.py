@@ -160,7 +160,7 @@ def not_permitted():
 @pytest.mark.parametrize("capture", [out_of_memory, not_permitted])
 def test_where_no_recording_can_be_made_one_line_says_so_and_training_goes_on(record, capture, recipe, caplog):
     unrecorded, plain = step_of(recipe), step_of(recipe)
-    unrecorded.recording = record(unrecorded._take_whole, capture)
+    unrecorded.recording = record(unrecorded._take_full, capture)
     found = []
     for step in (unrecorded, plain):
         torch.manual_seed(0)  # of dropout
@@ -176,7 +176,7 @@ def test_where_no_recording_can_be_made_one_line_says_so_and_training_goes_on(re
 
 def test_a_fault_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recording(record):
     step = step_of()
-    step.recording = record(step._take_whole, out_of_memory)
+    step.recording = record(step._take_full, out_of_memory)
     images, labels = next(epoch())
     for _ in range(steps.WARM):
         step(images, labels, lr=1e-3)
@@ -186,7 +186,7 @@ def test_a_fault_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recor
 
 def test_a_state_that_is_loaded_is_recorded_anew(record):
     step = step_of()
-    step.recording = recording = record(step._take_whole)
+    step.recording = recording = record(step._take_full)
     learn(step)
     assert recording.graph is not None
     step.load_state_dict(step.state_dict())

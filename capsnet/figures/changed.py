@@ -72,7 +72,7 @@ def draw_changed(
 def _answered(network: CapsNet, images: ImageSet, seed: int) -> Changed:
     sets, n = _changes(images, seed), len(images)
     together = ImageSet(torch.cat([each.images for each in sets.values()]), images.labels.repeat(len(sets)))
-    [(pixels, _, given)] = predict_batches(network, together, batch=len(together))
+    [(pixels, _, given)] = predict_batches(network, together, batch_size=len(together))
     lengths, predictions = given.scores.float().max(dim=-1)  # over classes j
     parts = predictions, lengths, pixels, given.reconstructions.float()  # type: ignore[union-attr]
     return Changed(

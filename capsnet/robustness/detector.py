@@ -13,13 +13,14 @@ from pydantic import Field, with_config
 from torch import Tensor
 
 from capsnet.baselines import ConvBaseline
+from capsnet.checks import STRICT, read_json
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import predict_batch
+from capsnet.evaluation import evaluation_mode, predict_batch
+from capsnet.files import write_json
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
-from capsnet.schema import STRICT, read_json
 
 VALIDATION = 2_000  # at most so many images set the threshold
 BATCH = 100
@@ -81,12 +82,8 @@ def look(network: CapsNet | ConvBaseline, images: Tensor) -> Look:
     Raises InputError for a network that does not draw.
     """
     network = that_draws(network)
-    device, training = next(network.parameters()).device, network.training
-    network.eval()
-    try:
+    with evaluation_mode(network) as device:
         given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
-    finally:
-        network.train(training)
     answers = torch.cat([batch.predictions for batch in given]).cpu()
     drawings = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
     images = images.cpu()
@@ -107,7 +104,7 @@ class DetectorFile:
 
 def save_detector(run: Run, detector: Detector) -> Path:
     """Write a run's detector.json, which says of which weights it is."""
-    return run.write_json("detector.json", asdict(detector) | {"weights": run.weights_checksum()})
+    return write_json(run.folder / "detector.json", asdict(detector) | {"weights": run.weights_checksum()})
 
 
 def load_detector(run: Run) -> Detector | None:

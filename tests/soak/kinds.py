@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from capsnet import training
 from capsnet.checkpoints import DIGITS, checkpoint_paths, read_checkpoint
 from capsnet.data import Data, image_tensor, load_data
-from capsnet.data.arrays import read_arrays
-from capsnet.data.idx import read_idx
+from capsnet.data.sources import read_idx
 from capsnet.evaluation import evaluate
 from capsnet.recipes import Digits
 from capsnet.robustness.detector import Detector, load_detector, save_detector

@@ -6,8 +6,8 @@ from typing import Annotated
 import pytest
 from pydantic import Field, with_config
 
+from capsnet.checks import MAX_BYTES, STRICT, read_json
 from capsnet.errors import InputError
-from capsnet.schema import MAX_BYTES, STRICT, read_json
 
 
 @with_config(STRICT)
