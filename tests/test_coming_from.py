@@ -8,6 +8,7 @@ import pytest
 
 from capsnet.cli.train import requested
 from capsnet.data import load_data
+from capsnet.files import write_json
 from capsnet.recipes import TensorFlowCode
 from capsnet.runs import Run
 from tests.commands import parsed
@@ -27,7 +28,7 @@ def run(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     digits = load_data("digits").fingerprint()
     run = Run(folder, TensorFlowCode(), "mnist", tuple("0123456789"), (1, 28, 28), digits)
-    run.write_json("recipe.json", run.about())
+    write_json(run.folder / "recipe.json", run.description())
 
 
 @pytest.mark.parametrize("command", COMMANDS)

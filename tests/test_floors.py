@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "capsnet"
 FLOORS = {
-    0: ("errors", "checks", "inputs", "ops", "paths", "schema"),
-    1: ("losses", "data", "files", "hardware", "interrupt", "launch", "processes"),
+    0: ("errors", "checks", "files", "inputs", "ops"),
+    1: ("losses", "data", "hardware", "interrupt", "launch", "processes"),
     2: ("layers", "hub"),
     3: ("models", "baselines"),
     4: (

@@ -9,7 +9,7 @@ import click
 from capsnet.analysis import SUBJECTS, find_subject
 from capsnet.cli.options import DATA, PATH, check_data_dir, data_dir_option, device_option, run_argument
 from capsnet.errors import InputError
-from capsnet.paths import usable_path
+from capsnet.files import usable_path
 
 if TYPE_CHECKING:
     from capsnet.analysis.subject import Context

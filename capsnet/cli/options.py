@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from capsnet.errors import InputError
-from capsnet.paths import usable_path
+from capsnet.files import usable_path
 
 
 class PathType(click.ParamType):

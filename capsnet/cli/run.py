@@ -14,8 +14,7 @@ from capsnet.errors import InputError, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from capsnet.evaluation import Evaluation
-    from capsnet.predict import Prediction
+    from capsnet.evaluation import Evaluation, FilePrediction
 
 
 @click.command()
@@ -60,13 +59,19 @@ def evaluate(
 def predict(run: Path, images: tuple[Path, ...], invert: bool, as_json: bool) -> None:
     """Classify image files: predicted class, length of each capsule and reconstruction error.
 
-    Images of any format and size are converted to the network's colours and resized to its shape. The networks of
-    mnist, fashion_mnist and digits expect light strokes on black: for dark strokes on white, use --invert.
+    IMAGE is an image of any format and size, or a folder of images. Images are converted to the network's colours and
+    resized to its shape. The networks of mnist, fashion_mnist and digits expect light strokes on black: for dark
+    strokes on white, use --invert.
     """
-    from capsnet.predict import predict
+    from capsnet.analysis.detection.detector import load_detector
+    from capsnet.evaluation import predict
+    from capsnet.hardware import default_device
     from capsnet.runs import load_run
 
-    predictions = predict(load_run(run), images, invert=invert)
+    loaded = load_run(run)
+    detector, network = load_detector(loaded), loaded.load_network().to(default_device())
+    threshold = None if detector is None else detector.threshold
+    predictions = predict(network, loaded.classes, images, threshold=threshold, invert=invert)
     if as_json:
         print(json.dumps([asdict(prediction) for prediction in predictions]))
     else:
@@ -107,7 +112,7 @@ def print_evaluation(result: "Evaluation", classes: tuple[str, ...]) -> None:
     print(f"test accuracy {result.accuracy:.2%}: {result.errors} errors of n = {result.n:,}{reconstruction}")
 
 
-def print_predictions(predictions: list["Prediction"], inverted: bool) -> None:
+def print_predictions(predictions: list["FilePrediction"], inverted: bool) -> None:
     """Print a row per image, the threshold of the reconstruction error, and whether images were inverted.
 
     Nothing is said of a threshold for networks without a decoder.
@@ -116,11 +121,11 @@ def print_predictions(predictions: list["Prediction"], inverted: bool) -> None:
 
     table = Table("image", "class", "length", "others", "reconstruction error", "suspicious")
     for p in predictions:
-        others = sorted(((length, name) for name, length in p.lengths.items() if name != p.answer), reverse=True)
+        others = sorted(((length, name) for name, length in p.lengths.items() if name != p.predicted), reverse=True)
         rest = ", ".join(f"{printable(name)} {length:.2f}" for length, name in others[:3])
-        error = "-" if p.drawing_error is None else f"{p.drawing_error:.2f}"
+        error = "-" if p.reconstruction_error is None else f"{p.reconstruction_error:.2f}"
         flag = {None: "-", False: "no", True: "yes"}[p.suspicious]
-        table.add_row(printable(p.image), printable(p.answer), f"{p.lengths[p.answer]:.2f}", rest, error, flag)
+        table.add_row(printable(p.image), printable(p.predicted), f"{p.lengths[p.predicted]:.2f}", rest, error, flag)
     print_table(table)
     first = predictions[0]
     if first.suspicious is not None:
@@ -128,7 +133,7 @@ def print_predictions(predictions: list["Prediction"], inverted: bool) -> None:
             f"suspicious: a reconstruction error above {first.threshold:.2f}, as 5 % of the validation images have; "
             "perhaps of no known class, or attacked"
         )
-    elif first.drawing_error is not None:
+    elif first.reconstruction_error is not None:
         print("there is no detector of suspicious images for these weights: `capsnet detection RUN` makes one")
     print("light and dark were swapped" if inverted else "images were read as they are (--invert swaps light and dark)")
 

@@ -15,6 +15,7 @@ from typing_extensions import Doc
 
 from capsnet.cli.options import DATA, PATH, check_data_dir, device_option
 from capsnet.errors import InputError
+from capsnet.files import usable_path
 from capsnet.launch import (
     check_batch,
     check_counts,
@@ -25,7 +26,6 @@ from capsnet.launch import (
     note_start,
     process_count,
 )
-from capsnet.paths import usable_path
 from capsnet.recipes import RECIPES, Fast, Recipe, find_recipe, flag
 
 if TYPE_CHECKING:

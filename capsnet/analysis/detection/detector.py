@@ -15,13 +15,14 @@ from torch import Tensor
 
 from capsnet.analysis.attacks.pgd import BATCH
 from capsnet.analysis.subject import Network
+from capsnet.checks import STRICT, read_json
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batch
+from capsnet.files import write_json
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
-from capsnet.schema import STRICT, read_json
 
 VALIDATION = 2_000  # at most so many images set the threshold
 
@@ -96,7 +97,7 @@ def with_decoder(network: Network) -> CapsNet:
 
 def save_detector(run: Run, detector: Detector) -> Path:
     """Write a run's detector.json, with the checksum of the weights that it belongs to."""
-    return run.write_json("detector.json", asdict(detector) | {"weights": run.weights_checksum()})
+    return write_json(run.folder / "detector.json", asdict(detector) | {"weights": run.weights_checksum()})
 
 
 def load_detector(run: Run) -> Detector | None:
