@@ -1,4 +1,4 @@
-"""Detection of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
+"""A detector of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 
 An image is flagged where the reconstruction from its longest capsule is worse than those of nearly all validation
 images.
@@ -13,8 +13,7 @@ import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-from capsnet.analysis.attacks.pgd import BATCH
-from capsnet.analysis.subject import Network
+from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batch
@@ -23,6 +22,7 @@ from capsnet.models import CapsNet
 from capsnet.runs import Run
 from capsnet.schema import STRICT, read_json
 
+Network = CapsNet | ConvBaseline
 VALIDATION = 2_000  # at most so many images set the threshold
 
 
@@ -72,7 +72,7 @@ def reconstruction_errors(network: Network, images: Tensor) -> Tensor:
     return reconstruct(network, images)[2]
 
 
-def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(network: Network, images: Tensor, batch_size: int = 100) -> tuple[Tensor, Tensor, Tensor]:
     """Classify images and reconstruct them from their longest capsules.
 
     Raises InputError for a network without decoder.
@@ -81,7 +81,7 @@ def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tenso
     """
     network = with_decoder(network)
     device = next(network.parameters()).device
-    given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
+    given = [predict_batch(network, batch.to(device)) for batch in images.split(batch_size)]
     predictions = torch.cat([batch.predictions for batch in given]).cpu()
     reconstructions = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
     return predictions, reconstructions, squared_errors(reconstructions, images.cpu())
