@@ -13,7 +13,7 @@ FLOORS = {
     3: ("models", "baselines"),
     4: (
         *("recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation"),
-        "weights",
+        *("detector", "weights"),
     ),
     5: ("analysis", "predict", "benchmarks"),
     6: ("cli", "__main__"),

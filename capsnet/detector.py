@@ -1,4 +1,4 @@
-"""Detection of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
+"""A detector of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 
 An image is flagged where the reconstruction from its longest capsule is worse than those of nearly all validation
 images.
@@ -13,8 +13,7 @@ import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-from capsnet.analysis.attacks.pgd import BATCH
-from capsnet.analysis.subject import Network
+from capsnet.baselines import ConvBaseline
 from capsnet.checks import STRICT, read_json
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
@@ -24,6 +23,7 @@ from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
 
+Network = CapsNet | ConvBaseline
 VALIDATION = 2_000  # at most so many images set the threshold
 
 
@@ -73,7 +73,7 @@ def reconstruction_errors(network: Network, images: Tensor) -> Tensor:
     return reconstruct(network, images)[2]
 
 
-def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(network: Network, images: Tensor, batch_size: int = 100) -> tuple[Tensor, Tensor, Tensor]:
     """Classify images and reconstruct them from their longest capsules.
 
     Raises InputError for a network without decoder.
@@ -82,7 +82,7 @@ def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tenso
     """
     network = with_decoder(network)
     device = next(network.parameters()).device
-    given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
+    given = [predict_batch(network, batch.to(device)) for batch in images.split(batch_size)]
     predictions = torch.cat([batch.predictions for batch in given]).cpu()
     reconstructions = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
     return predictions, reconstructions, squared_errors(reconstructions, images.cpu())
