@@ -15,7 +15,7 @@ FLOORS = {
         *("recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation"),
         *("detector", "weights"),
     ),
-    5: ("analysis", "predict", "benchmarks"),
+    5: ("analysis",),
     6: ("cli", "__main__"),
     7: ("__init__",),  # the outside: what is public
 }
