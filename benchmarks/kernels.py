@@ -27,11 +27,11 @@ from capsnet.benchmarks.report import kernel_table, markdown
 from capsnet.benchmarks.routing import PAPER
 from capsnet.benchmarks.ways import Shape
 from capsnet.hardware import environment
-from capsnet.ops import kernels
+from capsnet.ops import triton as kernels
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NAMES = tuple(name for name, found in vars(kernels).items() if getattr(found, "do_not_specialize", None))
-OPTIONAL = ("agreed", "prior", "grad", "to_agreed")
+OPTIONAL = ("parent_sum", "prior", "grad", "grad_parent_sum")
 SHARED, WARPS, PROGRAMS = 227 << 10, 64, 32  # of a multiprocessor
 RESERVED = 1 << 10  # bytes of shared memory that each program takes besides its own
 GRANULE = 256  # registers that a warp is given at once
@@ -104,12 +104,12 @@ def compiling() -> Iterator[list[Launch]]:
 
 
 def route_and_back(shape: Shape, dtype: torch.dtype, prior: bool, iterations: int = ITERATIONS) -> None:
-    """Every step of routing forward and backward with `kernels.Passes`."""
+    """Every step of routing forward and backward with `kernels.Triton`."""
     b, i, j, d, e = shape
     exact = torch.promote_types(dtype, torch.float32)
     children, weight = torch.zeros(b, i, d, dtype=dtype), torch.zeros(i, j, d, e, dtype=dtype)
     start = torch.zeros(i, j, dtype=exact) if prior else None
-    passes = kernels.Passes(children, weight, start, False)
+    passes = kernels.Triton(children, weight, start, False)
     sums, agreed = torch.zeros(iterations, b, j, e, dtype=exact), None
     for iteration in range(iterations):
         parents, agreed = passes.forward_step(iteration, agreed, torch.zeros(j, e, dtype=exact), sums)

@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from capsnet.baselines import ConvBaseline
 from capsnet.hardware import seeded
-from capsnet.inputs import check_labels
-from capsnet.losses import margin_loss, reconstruction_loss
+from capsnet.losses import check_labels, margin_loss, reconstruction_loss
 from capsnet.models import CapsNet
 from capsnet.recipe import CAPSULES, Recipe
 

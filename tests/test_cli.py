@@ -232,7 +232,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("figures nowhere", "nowhere is no run folder"),
         ("figures ended --only mask", "no picture 'mask': choose from drawings, errors, masks"),
         ("figures blind --only masks", "masks cannot be drawn: the network has no decoder"),
-        ("drawings blind", "this network has no decoder, so it cannot draw: train one with --decoder dense"),
+        ("drawings blind", "this network has no decoder, so it cannot reconstruct: train one with --decoder dense"),
         ("masks blind", "this network has no decoder"),
         ("tweaks blind", "this network has no decoder"),
         ("detection blind", "this network does not draw"),

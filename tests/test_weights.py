@@ -1,4 +1,4 @@
-"""Weights of other implementations, once imported, give the lengths and the drawings that they gave there."""
+"""Weights of other implementations, once imported, give the lengths and the reconstructions that they gave there."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def keras_weights(channels=1, decoder=True):
 
 
 def run_pytorch(weights, images, classes, updates):
-    """The network of CapsNet-pytorch, capsule by capsule, in float64: lengths [b, j] and drawings [b, pixels]."""
+    """The network of CapsNet-pytorch, capsule by capsule, in float64: lengths [b, j], reconstructions [b, pixels]."""
     w = {name.removeprefix("capsnet."): weight.double() for name, weight in weights.items()}
     maps = F.conv2d(
         F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), w["primaryCaps.conv.weight"], stride=2
@@ -68,7 +68,7 @@ def run_pytorch(weights, images, classes, updates):
 
 
 def run_keras(arrays, images, classes, routings, epsilon):
-    """The network of CapsNet-Keras in numpy, float64, channels last: lengths [b, j] and drawings [b, y, x, c]."""
+    """The network of CapsNet-Keras in numpy, float64, channels last: lengths [b, j], reconstructions [b, y, x, c]."""
     arrays = [array.astype(np.float64) for array in arrays]
 
     def convolved(x, kernel, bias, stride):
@@ -96,20 +96,20 @@ def run_keras(arrays, images, classes, routings, epsilon):
 
 
 def see(network, images, classes):
-    """Lengths and drawings of an imported network, without gradients."""
+    """Lengths and reconstructions of an imported network, without gradients."""
     with torch.no_grad():
         return network(images, classes)
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3])
 @pytest.mark.parametrize(("channels", "decoder"), [(1, True), (3, True), (1, False)])
-def test_a_network_of_capsnet_pytorch_sees_and_draws_the_same(channels, decoder, iterations):
+def test_a_network_of_capsnet_pytorch_has_the_same_output(channels, decoder, iterations):
     weights, images, classes = pytorch_weights(channels, decoder), torch.rand(4, channels, 12, 12), torch.arange(4) % 3
-    lengths, drawing = run_pytorch(weights, images.double(), classes, iterations)
+    lengths, reconstruction = run_pytorch(weights, images.double(), classes, iterations)
     seen = see(import_pytorch(weights, iterations), images, classes)
     torch.testing.assert_close(seen.lengths, lengths.float())
     if decoder:
-        torch.testing.assert_close(seen.reconstruction.flatten(1), drawing.float())
+        torch.testing.assert_close(seen.reconstruction.flatten(1), reconstruction.float())
     else:
         assert seen.reconstruction is None
 
@@ -117,14 +117,14 @@ def test_a_network_of_capsnet_pytorch_sees_and_draws_the_same(channels, decoder,
 @pytest.mark.parametrize("routings", [1, 3])
 @pytest.mark.parametrize(("channels", "decoder"), [(1, True), (3, True), (1, False)])
 @pytest.mark.parametrize(("epsilon", "tolerance"), [(0, 1e-5), (1e-7, 1e-4)])
-def test_a_network_of_capsnet_keras_sees_and_draws_the_same(channels, decoder, routings, epsilon, tolerance):
+def test_a_network_of_capsnet_keras_has_the_same_output(channels, decoder, routings, epsilon, tolerance):
     arrays, images, classes = keras_weights(channels, decoder), torch.rand(4, channels, 12, 12), torch.arange(4) % 3
     there = images.permute(0, 2, 3, 1).double().numpy()
-    lengths, drawing = run_keras(arrays, there, classes.numpy(), routings, epsilon)
+    lengths, reconstruction = run_keras(arrays, there, classes.numpy(), routings, epsilon)
     seen = see(import_keras(arrays, routings), images, classes)
     np.testing.assert_allclose(seen.lengths, lengths, rtol=0, atol=tolerance)
     if decoder:
-        np.testing.assert_allclose(seen.reconstruction.permute(0, 2, 3, 1), drawing, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(seen.reconstruction.permute(0, 2, 3, 1), reconstruction, rtol=0, atol=tolerance)
     else:
         assert seen.reconstruction is None
 
@@ -143,7 +143,7 @@ def test_the_paper_s_sizes_are_worked_out_from_shapes_alone():
     assert sum(weight.numel() for weight in network.parameters()) == 6_804_224 + 1152 * 10
 
 
-def test_the_drawing_tells_the_image_s_side_where_two_sides_have_the_same_capsules():
+def test_the_decoder_s_size_tells_the_image_s_side_where_two_sides_have_the_same_capsules():
     weights = pytorch_weights()
     for part in ("weight", "bias"):
         weights[f"reconstruction_net.fc3.{part}"] = weights[f"reconstruction_net.fc3.{part}"][:121]
@@ -167,7 +167,7 @@ def test_a_weight_of_capsnet_pytorch_that_is_missing_or_does_not_fit_is_refused(
     weights = pytorch_weights()
     with pytest.raises(InputError, match=f"^{name} is missing: give all 12 weights"):
         import_pytorch({other: weight for other, weight in weights.items() if other != name})
-    with pytest.raises(InputError, match=r"^\S+ is \[.*\], but the other weights ask for \[.*\]$"):
+    with pytest.raises(InputError, match=r"^\S+ is \[.*\], but the other weights need \[.*\]$"):
         import_pytorch(weights | {name: torch.cat([weights[name]] * 2, dim=-1)})
     with pytest.raises(InputError, match=rf"^{name} is \[1.*\], but should be \[.*\]$"):
         import_pytorch(weights | {name: weights[name][None]})
@@ -177,7 +177,7 @@ def test_a_weight_of_capsnet_pytorch_that_is_missing_or_does_not_fit_is_refused(
 def test_an_array_of_capsnet_keras_that_does_not_fit_is_refused(place):
     arrays = keras_weights()
     arrays[place] = np.concatenate([arrays[place]] * 2)
-    with pytest.raises(InputError, match=r"^.+ is \[.*\], but the other weights ask for \[.*\]$"):
+    with pytest.raises(InputError, match=r"^.+ is \[.*\], but the other weights need \[.*\]$"):
         import_keras(arrays)
     with pytest.raises(InputError, match="11 arrays, or 5 without a decoder, not 10: give all"):
         import_keras(arrays[:place] + arrays[place + 1 :])
@@ -188,7 +188,7 @@ def test_what_no_such_network_has_is_refused():
         import_pytorch(pytorch_weights(decoder=False) | {"conv1.weight": torch.ones(5, 5)})
     with pytest.raises(InputError, match=r"^conv1.weight is \[6, 0, 3, 3\], but should be "):
         import_pytorch(pytorch_weights(decoder=False) | {"conv1.weight": torch.ones(6, 0, 3, 3)})
-    with pytest.raises(InputError, match=r"^fc9\.weight is no weight of this network: leave it out$"):
+    with pytest.raises(InputError, match=r"^fc9\.weight is not a weight of this network: leave it out$"):
         import_pytorch(pytorch_weights() | {"fc9.weight": torch.ones(2)})
     with pytest.raises(InputError, match="is at least 0, not -1"):
         import_pytorch(pytorch_weights(), -1)
@@ -273,7 +273,7 @@ def odd_weights():
 @pytest.mark.parametrize("kind", odd_weights())
 def test_a_weight_that_is_no_plain_tensor_is_refused_by_name(kind):
     weights = pytorch_weights(decoder=False) | {"conv1.weight": odd_weights()[kind]}
-    with pytest.raises(InputError, match=r"^conv1\.weight is no dense tensor of real numbers: give the weights"):
+    with pytest.raises(InputError, match=r"^conv1\.weight is not a dense tensor of real numbers: give the weights"):
         import_pytorch(weights)
 
 
@@ -324,7 +324,7 @@ def test_nothing_that_a_file_has_pickled_is_run(tmp_path, name):
 
 def test_a_file_of_another_kind_is_refused_with_the_page_that_helps(tmp_path):
     with pytest.raises(
-        InputError, match=r"trained_model.h5 is no .pt, .pth or .npz file: docs/coming-from.md says how"
+        InputError, match=r"trained_model.h5 is not a .pt, .pth or .npz file: docs/coming-from.md says how"
     ):
         import_weights(tmp_path / "trained_model.h5", tmp_path / "net")
 

@@ -15,7 +15,7 @@ from capsnet.benchmarks.measuring import Limits, in_turns, machine_kind, measure
 from capsnet.benchmarks.memory import peak
 from capsnet.benchmarks.ways import PATHS, Shape, Way, check, inputs, ways
 from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
-from capsnet.ops.paths import choose_path
+from capsnet.ops.dispatch import choose_backend
 
 ITERATIONS = 3
 LEAST_SECONDS = 5e-3  # of a timing: shorter calls are repeated
@@ -123,7 +123,7 @@ def compare(shape: Shape, dtype: torch.dtype, limits: Limits, rounds: int, devic
         }
         for name, of in splits.items()
     }
-    about = {"shape": shape._asdict(), "dtype": _name(dtype), "door": choose_path(*arguments[:2])}
+    about = {"shape": shape._asdict(), "dtype": _name(dtype), "door": choose_backend(*arguments[:2])}
     return about | {"ways": told, "floor_ms": 1e3 * floor(shape, dtype, limits)}
 
 

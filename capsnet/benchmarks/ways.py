@@ -11,12 +11,12 @@ from torch.linalg import vector_norm
 
 from capsnet.benchmarks.measuring import WrongResult
 from capsnet.errors import InputError
-from capsnet.ops.paths import RoutingPath, routing_path
+from capsnet.ops.dispatch import BackendName, routing_backend
 from capsnet.ops.reference import dynamic_routing, vote
 from capsnet.ops.routing import route
 from capsnet.ops.squash import sum_dtype
 
-PATHS = [path for path in get_args(RoutingPath) if path != "twin"]
+PATHS = [path for path in get_args(BackendName) if path != "reference"]
 FEW = 64  # roundings that no result is blamed for, where the textbook's error is next to nothing
 
 
@@ -58,11 +58,11 @@ def ways(shape: Shape, device: torch.device) -> dict[str, Way]:
     least = inputs(shape._replace(b=1, i=1, j=1), torch.float32, device)[:2]
     for path in PATHS:
         try:
-            with routing_path(path):
+            with routing_backend(path):
                 route(*least)
         except InputError:
             continue
-        found[path] = Way(route, partial(routing_path, path))
+        found[path] = Way(route, partial(routing_backend, path))
     return found
 
 

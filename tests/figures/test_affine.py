@@ -106,7 +106,7 @@ def test_the_same_seed_draws_the_same_bytes(network, images, tmp_path):
 
 def test_a_network_without_decoder_has_nothing_to_draw(images, tmp_path):
     network = CapsNet((1, 8, 8), 3, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3, decoder="none")
-    with pytest.raises(InputError, match="no decoder, so it cannot draw: train one with --decoder dense"):
+    with pytest.raises(InputError, match="no decoder, so it cannot reconstruct: train one with --decoder dense"):
         draw_changed(network, images, CLASSES, tmp_path / "a.png")
 
 

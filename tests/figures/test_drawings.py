@@ -157,7 +157,7 @@ def test_a_network_in_training_stays_so(network, images, tmp_path):
 
 def test_a_network_without_decoder_is_refused(images, tmp_path):
     network = CapsNet((1, 8, 8), 3, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3, decoder="none")
-    with pytest.raises(InputError, match="no decoder, so it cannot draw: train one with --decoder dense"):
+    with pytest.raises(InputError, match="no decoder, so it cannot reconstruct: train one with --decoder dense"):
         draw_drawings(network, images, CLASSES, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 

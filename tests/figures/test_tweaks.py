@@ -129,7 +129,7 @@ def test_a_set_without_images_is_refused(network, images, tmp_path):
 
 
 def test_a_network_without_decoder_is_refused(images, tmp_path):
-    with pytest.raises(InputError, match="no decoder, so it cannot draw: train one with --decoder dense"):
+    with pytest.raises(InputError, match="no decoder, so it cannot reconstruct: train one with --decoder dense"):
         draw_tweaks(small(decoder="none"), images, CLASSES, tmp_path / "a.png")
 
 

@@ -74,5 +74,5 @@ def test_an_attack_leaves_the_network_and_the_callers_random_numbers_alone(netwo
 
 def test_a_network_without_decoder_is_refused():
     network = CapsNet((1, 8, 8), 3, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3, decoder="none")
-    with pytest.raises(InputError, match="no decoder, so it cannot draw"):
+    with pytest.raises(InputError, match="no decoder, so it cannot reconstruct"):
         aware_attack(network, torch.rand(2, 1, 8, 8), torch.arange(2), 6.0, epsilon=EPSILON, steps=1, seed=0)
