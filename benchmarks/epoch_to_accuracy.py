@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capsnet.analysis.style import BLUE, GREY, LABEL, SMALL, round_numbers
 from capsnet.data import load_data
 from capsnet.data.sources import data_folder
 from capsnet.errors import InputError
 from capsnet.evaluation import evaluate
-from capsnet.figures.style import BLUE, GREY, LABEL, SMALL, round_numbers
 from capsnet.hardware import default_device, environment, keep_freed_memory
-from capsnet.recipe import Recipe
-from capsnet.recipes import Digits, Fast, find_recipe, name_of
+from capsnet.recipes import Digits, Fast, Recipe, find_recipe, name_of
 from capsnet.runs import start_run
 from capsnet.training import train
 from goals import NOT_RUN, Results

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from capsnet.figures.style import BLACK, GREY, PALE, SMALL, TITLE, page, wrapped
+from capsnet.analysis.style import BLACK, GREY, PALE, SMALL, TITLE, page, wrapped
 from capsnet.files import atomic_write
 from capsnet.hardware import default_device
 from goals import GOALS, KINDS, NOT_RUN, Results, verdicts

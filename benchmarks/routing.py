@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capsnet.figures.style import BLUE, GREEN, LABEL, SMALL, VERMILLION, round_numbers
+from capsnet.analysis.style import BLUE, GREEN, LABEL, SMALL, VERMILLION, round_numbers
 from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
 from capsnet.ops.dispatch import choose_backend
 from goals import NOT_RUN, Results

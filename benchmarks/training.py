@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from capsnet.analysis.attacks.pgd import FullGradient, margin
+from capsnet.analysis.style import BLACK, BLUE, GREY, LABEL, PALE, SMALL
 from capsnet.build import build_network
-from capsnet.figures.style import BLACK, BLUE, GREY, LABEL, PALE, SMALL
 from capsnet.hardware import default_device, environment, fast_bf16, keep_freed_memory
 from capsnet.recipes import Paper
-from capsnet.robustness.descent import margin
-from capsnet.robustness.exposed import Exposed
 from goals import NOT_RUN, Results
 from latency import first_step_seconds, help_seconds, one_image_seconds, prediction_seconds
 from measuring import (
@@ -241,7 +240,7 @@ def _attack_peak(n: int) -> int:
     keep_freed_memory()
     images, labels = torch.rand(n, *IMAGE_SHAPE, device=device), torch.arange(n, device=device) % CLASSES
     with memory_growth(device) as grown:
-        attacked = Exposed(build_network(Paper(), IMAGE_SHAPE, CLASSES).to(device))
+        attacked = FullGradient(build_network(Paper(), IMAGE_SHAPE, CLASSES).to(device))
         for _ in range(2):
             pixels = images.clone().requires_grad_()
             torch.autograd.grad(margin(attacked(pixels), labels).sum(), pixels)
