@@ -29,16 +29,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from capsnet import launch, training
 from capsnet.build import build_network
 from capsnet.checkpoints import checkpoint_paths, load_checkpoint
-from capsnet.cli import parse
+from capsnet.cli.train import requested
 from capsnet.data import batches, load_data, share
 from capsnet.errors import InputError
 from capsnet.hardware import cores, device_count
 from capsnet.processes import everywhere, first, join, process_seed, share_cores
-from capsnet.recipe import Recipe
-from capsnet.recipes import Digits, Fast
+from capsnet.recipes import Digits, Fast, Recipe
 from capsnet.runs import load_run, start_run
 from capsnet.steps import Step
-from tests.commands import SMALL, capsnet
+from tests.commands import SMALL, capsnet, parsed
 from tests.training import BASELINE, TINY, few_digits, last_weights, resume, train
 
 ROOT = Path(__file__).parents[1]
@@ -477,7 +476,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_processes_in_one_line(tmp_
         (["--nodes", 2], "--nodes 2 needs torchrun on every node, .* `torchrun --nnodes 2 --nproc-per-node 1 "),
         (["--devices", device_count() + 1], rf"--devices {device_count() + 1}, but this machine has {device_count()} "),
         (["--devices", 2, "--batch-size", 1], "--batch-size 1 has no image for some of 2 processes: at least 2"),
-        (["--devices", "two"], ".*two"),
+        (["--devices", "two"], "Invalid value for '--devices': 'two' is not a valid integer"),
     ],
 )
 def test_impossible_numbers_are_refused_in_one_line_before_anything_starts(tmp_path, monkeypatch, flags, says):
@@ -559,7 +558,7 @@ def test_each_command_line_of_the_page_is_valid():
     lines = re.findall(r"(?:^|-m )(?:-- )?capsnet (train .*?)(?:  #|$)", page, re.MULTILINE)
     assert len(lines) == 5
     for line in lines:
-        assert parse(shlex.split(line)).data == "mnist"
+        assert requested(parsed(line)).data == "mnist"
 
 
 def test_the_page_s_bytes_are_those_of_the_paper_s_gradients():

@@ -12,11 +12,11 @@ FLOORS = {
     2: ("layers", "hub"),
     3: ("models", "baselines"),
     4: (
-        *("recipe", "recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation"),
-        *("figures", "robustness", "weights"),
+        *("recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation"),
+        *("detector", "weights"),
     ),
-    5: ("benchmarks",),
-    6: ("cli", "verbs", "printing", "__main__"),
+    5: ("analysis",),
+    6: ("cli", "__main__"),
     7: ("__init__",),  # the outside: what is public
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

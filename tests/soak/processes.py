@@ -26,22 +26,22 @@ import torch
 from safetensors.torch import load_file
 
 from capsnet import cli
+from capsnet.analysis import report
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
+from capsnet.detector import load_detector
 from capsnet.errors import InputError
-from capsnet.figures import gallery
-from capsnet.robustness.detector import load_detector
 from capsnet.runs import load_run
 
 FLAGS = (
     "--recipe digits --epochs 2 --conv-channels 8 --primary-types 2 --decoder conv --shift 1 --validation 60 "
-    "--precision 32-true --compile False"
+    "--precision 32-true --no-compile"
 )
 STEPS = 14  # two epochs of 200 images in batches of 32
 LIMIT = 300  # seconds for a child on a busy machine
 LATE = (  # modules that are imported when they are needed; otherwise each child would import them
-    *("capsnet.figures.report", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
-    *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "tyro"),
+    *("capsnet.analysis.report", "capsnet.training", "capsnet.cli.run", "capsnet.cli.train", "capsnet.cli.analysis"),
+    *("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure"),
 )
 
 
@@ -134,7 +134,7 @@ def command(*words: str) -> Callable[[], None]:
 
     def act() -> None:
         sys.argv = ["capsnet", *words]
-        gallery.QUICK = ("confusion",)
+        report.QUICK = ("confusion",)
         cli.main()
 
     return act
