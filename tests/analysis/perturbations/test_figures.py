@@ -10,6 +10,7 @@ from capsnet.analysis import perturbations
 from capsnet.analysis.perturbations import animate_perturbations, plot_perturbations
 from capsnet.analysis.perturbations.effects import EFFECTS
 from capsnet.analysis.perturbations.measure import measure_perturbations
+from capsnet.analysis.subject import Context
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
@@ -144,3 +145,17 @@ def test_a_network_without_decoder_is_refused(images, tmp_path):
 def test_names_for_other_than_the_networks_classes_are_refused(network, images, tmp_path):
     with pytest.raises(InputError, match="the network knows 3 classes, but there are 2 names"):
         plot(network, images, CLASSES[:2], tmp_path / "a.png")
+
+
+def test_a_class_is_perturbed_by_its_name_and_without_one_every_class_is(make_run, network, data):
+    context = Context(make_run(), network, data)
+    subject = perturbations.perturbations
+    paths = subject(context, name="owl", dimensions=[0])
+    assert [path.name for path in paths] == ["perturbations-2.png", "perturbations-2.gif"]
+    names = {path.name for path in subject(context, dimensions=[0])}
+    assert names == {f"perturbations-{k}.{kind}" for k in range(3) for kind in ("png", "gif")}
+
+
+def test_a_class_that_the_data_do_not_have_is_refused(make_run, network, data):
+    with pytest.raises(InputError, match="no class 'fox' in noise: its classes are cat, dog, owl"):
+        perturbations.perturbations(Context(make_run(), network, data), name="fox")
