@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from capsnet.analysis.detection.detector import load_detector
 from capsnet.data import image_tensor
-from capsnet.detector import load_detector
 from capsnet.evaluation import predict_batch
 from capsnet.hardware import default_device
 from capsnet.losses import squared_errors

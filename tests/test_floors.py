@@ -13,7 +13,7 @@ FLOORS = {
     3: ("models", "baselines"),
     4: (
         *("recipe", "recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation", "predict"),
-        *("detector", "weights"),
+        "weights",
     ),
     5: ("analysis", "benchmarks"),
     6: ("cli", "verbs", "printing", "__main__"),

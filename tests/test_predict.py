@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from capsnet.detector import Detector, fit_detector, load_detector, save_detector
+from capsnet.analysis.detection.detector import Detector, fit_detector, load_detector, save_detector
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batches
 from capsnet.predict import predict

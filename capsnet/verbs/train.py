@@ -162,9 +162,9 @@ class Train:
 
 def report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
     """Evaluate a run's network on the test images; write the results, the detector, the figures and the report."""
+    from capsnet.analysis.detection.detector import fit_detector, save_detector
     from capsnet.analysis.report import make_report
     from capsnet.analysis.subject import Context
-    from capsnet.detector import fit_detector, save_detector
     from capsnet.models import CapsNet
     from capsnet.printing import print_evaluation
 

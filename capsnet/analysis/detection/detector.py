@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-from capsnet.baselines import ConvBaseline
+from capsnet.analysis.subject import Network
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batch
@@ -22,7 +22,6 @@ from capsnet.models import CapsNet
 from capsnet.runs import Run
 from capsnet.schema import STRICT, read_json
 
-Network = CapsNet | ConvBaseline
 VALIDATION = 2_000  # at most so many images set the threshold
 
 
