@@ -12,10 +12,10 @@ FLOORS = {
     2: ("layers", "hub"),
     3: ("models", "baselines"),
     4: (
-        *("recipe", "recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation", "predict"),
+        *("recipe", "recipes", "build", "steps", "training", "logs", "runs", "checkpoints", "evaluation"),
         "weights",
     ),
-    5: ("analysis", "benchmarks"),
+    5: ("analysis", "predict", "benchmarks"),
     6: ("cli", "verbs", "printing", "__main__"),
     7: ("__init__",),  # the outside: what is public
 }

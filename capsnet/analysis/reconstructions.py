@@ -60,7 +60,7 @@ def plot_reconstructions(
     labels, errors_only = images.labels.cpu(), predictions is not None
     chosen = torch.ones_like(labels) if predictions is None else predictions.cpu() != labels
     places = chosen.nonzero().flatten()[:count]
-    shown = []
+    shown: list[dict[str, Any]] = []
     if len(places):
         tiles, shown = _reconstruct(network, images, places, errors_only)
         which = f"The first {len(shown)}" if len(shown) == count else f"All {len(shown)}"

@@ -62,18 +62,19 @@ $environment
 """)
 
 
-def make_report(context: Context, names: Sequence[str] = QUICK) -> Path:
-    """Make the figures of these names, then report.html around all figures of the run; return its path.
+def make_report(context: Context, names: Sequence[str] | None = QUICK) -> Path:
+    """Make the figures of these names, or of ALL if None; then report.html around all figures of the run.
 
     Of QUICK and of ALL, the figures that the network cannot have are left out.
     Raises InputError, before anything is made, for a name that is not in SUBJECTS, and for any other choice of names
     with a figure that the network cannot have.
     """
+    names = ALL if names is None else tuple(names)
     for name in names:
         if name not in SUBJECTS:
             raise InputError(f"no figure {name!r}: choose from {', '.join(SUBJECTS)}")
     subjects = [find_subject(name) for name in names]
-    if tuple(names) in (QUICK, ALL):
+    if names in (QUICK, ALL):
         subjects = [subject for subject in subjects if not subject.missing(context)]
     for subject in subjects:
         subject.check(context)

@@ -87,11 +87,11 @@ def test_a_figure_that_the_network_cannot_have_is_refused_by_name(context, made)
     assert not made
 
 
-@pytest.mark.parametrize("names", [QUICK, ALL, list(ALL)])
+@pytest.mark.parametrize("names", [QUICK, list(ALL), None])
 def test_of_all_figures_those_are_left_out_that_the_network_cannot_have(context, made, names):
     baseline = context(ConvBaseline((1, 8, 8), 3, size="small"))
     make_report(baseline, names)
-    assert made == possible(baseline, names)
+    assert made == possible(baseline, names or ALL)
 
 
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if name not in ("attacks", "detection")])

@@ -28,7 +28,6 @@ from safetensors.torch import load_file
 from capsnet import cli
 from capsnet.analysis import report
 from capsnet.analysis.detection.detector import load_detector
-from capsnet.analysis.report import make_report
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
 from capsnet.errors import InputError
@@ -135,7 +134,7 @@ def command(*words: str) -> Callable[[], None]:
 
     def act() -> None:
         sys.argv = ["capsnet", *words]
-        report.make_report = partial(make_report, names=("confusion",))
+        report.QUICK = ("confusion",)
         cli.main()
 
     return act

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-from einops import repeat
-from torch import Tensor
+import numpy as np
+from PIL import Image
 
 from capsnet.analysis import style
 from capsnet.analysis.perturbations.effects import EFFECTS
@@ -23,27 +22,23 @@ from capsnet.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 CELL, WIDEST, TALLEST = 0.5, 13.0, 40.0  # inches: a cell where there is room, and the whole grid
 LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches beside the grid and above it
 NUMBER = 0.45  # inches that the number above a column takes
 CAPTION = (
-    "A number is added to one dimension of one capsule; all else stays as it is, and in the framed column nothing is "
-    "added. Change: absolute difference from that column, averaged over a row's other reconstructions and summed over "
-    "pixels; the rows are sorted by it. A word names the effect, with its size in the first and the last image, in "
-    "pixels (contrast from 0 to 1): of the effects that steadily grow or shrink by a pixel or more, it alone explains "
-    "40 % or more of how the row changes, and 1.5 times as much as any other. Thickness and contrast do not compete, "
-    "nor does loop size with width and height. Slant is how far the top is to the right of the bottom, loop size is a "
-    "radius, and shifts are to the right and up."
+    "A number is added to one dimension of one capsule; in the framed column nothing is added. Change: absolute "
+    "difference from that column, averaged over the others and summed over pixels; the rows are sorted by it. A word "
+    "names the effect, with its size in the first and the last image, in pixels (contrast from 0 to 1): of the effects "
+    "that steadily grow or shrink by a pixel or more, it alone explains 40 % or more of how the row changes, and 1.5 "
+    "times as much as any other. Thickness and contrast do not compete, nor does loop size with width and height. "
+    "Slant is how far the top is to the right of the bottom, loop size is a radius, and shifts are to the right and up."
 )
-# of the animation, in pixels
-SIDE, NAME, SPACE = 84, 116, 12  # about an image's longer side, the widest name below it, what is around both
-LARGE, LETTERS, LINE = 17, 13, 16  # two sizes of type, and from one line of a name to the next
-MARK = 7  # half the side of the mark that shows where between first and last a frame is
+TILE, ABOVE = 0.95, 0.38  # inches, in the animation: a cell, and the names above it
 PAUSE = 120  # milliseconds a frame
-LEVELS = 32  # of brightness: with more, noise that nobody sees makes the file large
+LEVELS = 32  # of brightness in the animation: with more, noise that nobody sees makes the file large
 
 
 def plot_perturbations(measured: Perturbations, classes: tuple[str, ...], path: Path) -> Path:
@@ -71,23 +66,34 @@ def plot_perturbations(measured: Perturbations, classes: tuple[str, ...], path: 
 def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], path: Path) -> Path:
     """Write a GIF of the reconstructions of all dimensions side by side, from the first offset to the last and back.
 
-    Below each is its dimension, and its effect where one is clear. The same numbers make the same bytes.
+    Above each is its dimension, and its effect where one is clear. The same numbers make the same bytes.
     Raises InputError where there is not one name for each class.
     """
-    name = _class_names(measured, classes)[measured.label].replace(r"\$", "$")
-    title = f"Capsule {name}, with this added to one dimension:"
-    names = [f"dim {k}\n{effect or ''}" for k, effect in zip(measured.dimensions, measured.effects, strict=True)]
-    tiles, offsets = _enlarged(measured.reconstructions), measured.offsets  # [n, t, h, w, rgb]
-    n, t, h, w, _ = tiles.shape
-    columns = ceil(sqrt(n))
-    cell = max(w, NAME) + SPACE, h + 2 * LINE + SPACE
-    corners = [(SPACE + k % columns * cell[0], 3 * SPACE + 2 * LINE + k // columns * cell[1]) for k in range(n)]
-    wide = max(SPACE + columns * cell[0], 2 * SPACE + int(_font(LARGE).getlength(title)))
-    size = wide, 3 * SPACE + 2 * LINE + ceil(n / columns) * cell[1]
-    blank = _blank(size, title, names, [(left, upper + h) for left, upper in corners])
-    frames = [_frame(blank, tiles[:, k], corners, offsets, k) for k in (*range(t), *range(t - 2, 0, -1))]
-    if measured.reconstructions.shape[2] != 3:
-        frames = [frame.convert("L") for frame in frames]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    name = _class_names(measured, classes)[measured.label]
+    names = [f"{effect or ''}\ndim {k}" for k, effect in zip(measured.dimensions, measured.effects, strict=True)]
+    tiles = (measured.reconstructions.clamp(0, 1) * (LEVELS - 1)).round() / (LEVELS - 1)  # [n, t, c, h, w]
+    columns, band = ceil(sqrt(len(tiles))), ABOVE + TILE * style.cell_height(*tiles.shape[-2:])
+    width, height = max(5.5, columns * TILE + 0.3), band * ceil(len(tiles) / columns) + 0.9
+    figure = Figure((width, height), dpi=100, facecolor="white")
+    canvas, grids = FigureCanvasAgg(figure), []
+    for start in range(0, len(tiles), columns):
+        row, corner = slice(start, start + columns), (0.1, height - 0.8 - (start // columns + 1) * band)
+        grids.append((row, style.plot_grid(figure, tiles[None, row, 0], corner, TILE, [""])))
+        grids[-1][1].set_xticks(range(len(names[row])), names[row], fontsize=SMALL)
+    style.write_title(figure, f"Capsule {name}, with this added to one dimension:", height - 0.3, 0.1)
+    mark, number = _plot_scale(figure, measured.offsets)
+    frames = []
+    for k, offset in enumerate(measured.offsets):
+        mark.set_data([offset], [0])
+        number.set_text(_signed(offset))
+        for row, axes in grids:
+            axes.images[0].set_data(style.composed(tiles[None, row, k]).numpy())
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB" if tiles.shape[2] == 3 else "L"))
+    frames += frames[-2:0:-1]
     with atomic_write(path) as part:
         frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=PAUSE, loop=0)
     return path
@@ -155,51 +161,19 @@ def _plot_head(figure: Figure, measured: Perturbations, names: list[str], readab
     style.write_title(figure, title, top + 0.2 + 0.14 * (1 + lines.count("\n")), -LEFT, readable)
 
 
+def _plot_scale(figure: Figure, offsets: list[float]) -> tuple[Line2D, Text]:
+    """Plot the range of the offsets below the title; return the mark and the number of the one that is shown."""
+    y = 1 - 0.6 / figure.get_figheight()
+    scale = figure.add_axes((0.2, y, 0.7, 0.2 / figure.get_figheight()))
+    scale.set_axis_off()
+    scale.plot(offsets, [0] * len(offsets), color=GREY)
+    (mark,) = scale.plot([], [], "s", color=BLACK)
+    return mark, figure.text(0.02, y, "", fontsize=style.TITLE)
+
+
 def _signed(offset: float) -> str:
     """A number with its sign; zero has none."""
     return f"{offset:+.3g}" if offset else "0"
-
-
-def _enlarged(tiles: Tensor) -> Tensor:
-    """Images [n, t, c, h, w] in [0, 1] → bytes [n, t, h, w, 3], each pixel made a square of whole pixels."""
-    times = max(1, round(SIDE / max(tiles.shape[-2:])))
-    levels = (style.in_colour(tiles).clamp(0, 1) * (LEVELS - 1)).round() * (255 / (LEVELS - 1))
-    return repeat(levels.to(torch.uint8), "n t rgb h w -> n t (h down) (w across) rgb", down=times, across=times)
-
-
-def _blank(size: tuple[int, int], title: str, names: Sequence[str], corners: Sequence[tuple[int, int]]) -> Image:
-    """What all frames share: a title, and names whose upper left corners are given."""
-    from PIL import Image, ImageDraw
-
-    frame = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(frame)
-    pen.text((SPACE, SPACE // 2), title, BLACK, _font(LARGE))
-    for name, corner in zip(names, corners, strict=True):
-        pen.text(corner, name, GREY, _font(LETTERS))
-    return frame
-
-
-def _frame(blank: Image, tiles: Tensor, corners: Sequence[tuple[int, int]], offsets: Sequence[float], at: int) -> Image:
-    """One frame: its offset as a number and as a mark on a line, and images [n, h, w, rgb] at their corners."""
-    from PIL import Image, ImageDraw
-
-    frame = blank.copy()
-    pen, y = ImageDraw.Draw(frame), SPACE + 2 * LINE
-    pen.text((SPACE, y), _signed(offsets[at]), BLACK, _font(LARGE), anchor="lm")
-    left, right = SPACE + 80, frame.width - 2 * SPACE
-    pen.line((left, y, right, y), GREY)
-    x = left + (right - left) * at / (len(offsets) - 1)
-    pen.rectangle((x - MARK, y - MARK, x + MARK, y + MARK), BLACK)
-    for tile, corner in zip(tiles, corners, strict=True):
-        frame.paste(Image.fromarray(tile.numpy()), corner)
-    return frame
-
-
-def _font(size: int) -> FreeTypeFont:
-    from matplotlib.font_manager import findfont
-    from PIL import ImageFont
-
-    return ImageFont.truetype(findfont(style.FONT), size)
 
 
 @subject(

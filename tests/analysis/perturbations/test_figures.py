@@ -34,10 +34,10 @@ def numbers(path):
 
 
 def test_the_figure_names_offsets_dimensions_changes_and_effects(network, images, tmp_path, pages):
-    drawn = pages(perturbations)
+    plotted = pages(perturbations)
     path = plot(network, images, CLASSES, tmp_path / "a.png", label=1, image=5)
     found, kept = measure_perturbations(network, images, label=1, image=5), numbers(path)
-    axes, image = drawn[0].axes
+    axes, image = plotted[0].axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == [f"dim {k}   change {change:.1f}" for k, change in zip(found.dimensions, found.change, strict=True)]
     columns = [text.get_text() for text in axes.get_xticklabels()]
@@ -45,7 +45,7 @@ def test_the_figure_names_offsets_dimensions_changes_and_effects(network, images
     words = [text.get_text().split("  ")[0] for text in axes.texts]
     assert words == [effect for effect in found.effects if effect]
     assert image.images
-    assert "Image 5 of n = 12 images: label owl" in drawn[0].texts[0].get_text()
+    assert "Image 5 of n = 12 images: label owl" in plotted[0].texts[0].get_text()
     assert kept["offsets"] == found.offsets
     assert (kept["n"], kept["images"], kept["image"], kept["label"], kept["capsule"]) == (1, 12, 5, "owl", "dog")
     assert [row["dimension"] for row in kept["dimensions"]] == found.dimensions
@@ -54,17 +54,17 @@ def test_the_figure_names_offsets_dimensions_changes_and_effects(network, images
 
 def test_an_effect_that_is_clear_is_named_with_its_first_and_last_length(network, images, tmp_path, pages, monkeypatch):
     monkeypatch.setattr("capsnet.analysis.perturbations.measure.clear_effect", lambda images, sizes, offsets: "slant")
-    drawn = pages(perturbations)
+    plotted = pages(perturbations)
     path = plot(network, images, CLASSES, tmp_path / "a.png", dimensions=[3])
     slant = measure_perturbations(network, images, dimensions=[3]).sizes[0, :, EFFECTS.index("slant")]
-    assert [text.get_text() for text in drawn[0].axes[0].texts] == [f"slant  {slant[0]:.1f} → {slant[-1]:.1f}"]
+    assert [text.get_text() for text in plotted[0].axes[0].texts] == [f"slant  {slant[0]:.1f} → {slant[-1]:.1f}"]
     assert numbers(path)["dimensions"][0]["effect"] == "slant"
 
 
 def test_the_frame_is_around_the_column_with_nothing_added(network, images, tmp_path, pages):
-    drawn = pages(perturbations)
+    plotted = pages(perturbations)
     plot(network, images, CLASSES, tmp_path / "a.png", extent=0.3, step=0.1)
-    (frame,) = drawn[0].axes[0].patches
+    (frame,) = plotted[0].axes[0].patches
     assert (frame.get_x(), frame.get_width()) == (2.5, 1)
 
 
