@@ -27,7 +27,7 @@ SPEED = {  # by the program that measures it
 PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
 
 ATTACKS = "Accuracy under the worst of all attacks"
-DETECTION = "Attacks told by their drawings"
+DETECTION = "Detection of attacks by the reconstruction error"
 AFFINE = "Affine changes"
 CHANGES = {
     "rotation": "Rotation in degrees, anticlockwise",
@@ -85,7 +85,7 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
 
 
 def robustness() -> str:
-    """What `benchmarks/robustness.py` measured: a section for each kind of measurement."""
+    """Return what `benchmarks/robustness.py` measured: a section for each kind of measurement."""
     made = ""
     for kind, title, rows in (
         ("attacks", ATTACKS, attack_rows),
@@ -96,25 +96,25 @@ def robustness() -> str:
             where = measured["environment"]
             machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
             how = f"{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`"
-            made += f"\n## {title}\n{how}\n\n{their_errors(measured)}\n\n{rows(measured)}"
+            made += f"\n## {title}\n{how}\n\n{networks_measured(measured)}\n\n{rows(measured)}"
     return made
 
 
 def measured_robustness(kind: str) -> list[dict[str, Any]]:
-    """What is published of "attacks", "detection" or "affine"."""
+    """Return what is published of "attacks", "detection" or "affine"."""
     return [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "robustness").glob(f"*-{kind}.json"))]
 
 
-def their_errors(measured: dict[str, Any]) -> str:
-    """Which networks were measured, by their own test errors and weights."""
+def networks_measured(measured: dict[str, Any]) -> str:
+    """Return which networks were measured, with their test errors and weights."""
     if "networks" not in measured:
         commit = measured["environment"]["commit"][:7]
         return f"Networks trained before commit {commit}; their weights were not recorded."
-    return f"Networks measured: {'; '.join(its_errors(name, of) for name, of in measured['networks'].items())}."
+    return f"Networks measured: {'; '.join(described(name, of) for name, of in measured['networks'].items())}."
 
 
-def its_errors(name: str, network: dict[str, Any]) -> str:
-    """A network by its recipe, size, test errors and weights."""
+def described(name: str, network: dict[str, Any]) -> str:
+    """Return a network's recipe, size, weights and test errors."""
     errors, n = network["test"]["errors"], network["test"]["n"]
     return (
         f"{name} (recipe {network['recipe']}, {network['parameters']:,} parameters, "
@@ -123,37 +123,37 @@ def its_errors(name: str, network: dict[str, Any]) -> str:
 
 
 def robustness_in_short() -> str:
-    """What the README says of robustness: whose it is, and a line for each thing measured."""
+    """Return the README's lines on robustness: the networks, and a line for each measurement."""
     kinds = {"attacks": attacks_in_short, "affine": affine_in_short, "detection": detection_in_short}
-    found = [(say, measured) for kind, say in kinds.items() for measured in measured_robustness(kind)]
-    whose = {its_errors(*item): None for _, measured in found for item in measured.get("networks", {}).items()}
-    lines = [f"Networks measured: {'; '.join(whose)}."] if whose else []
-    return "".join(f"- {line}\n" for line in (*lines, *(say(measured) for say, measured in found)))
+    found = [(line, measured) for kind, line in kinds.items() for measured in measured_robustness(kind)]
+    networks = {described(*item): None for _, measured in found for item in measured.get("networks", {}).items()}
+    lines = [f"Networks measured: {'; '.join(networks)}."] if networks else []
+    return "".join(f"- {line}\n" for line in (*lines, *(line(measured) for line, measured in found)))
 
 
 def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float = 0.1) -> str:
-    """The worst case at the epsilon next to `near`, with what the checks say of it."""
+    """Return the worst case at the epsilon next to `near`, with the verdict of the checks."""
     curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
     epsilon = min(curves[0]["epsilons"][1:], key=lambda epsilon: abs(epsilon - near))
     right = {curve["network"]: curve["right"][curve["epsilons"].index(epsilon)] for curve in curves}
     n, each = curves[0]["n"], []
     for curve in curves:
         name = curve["network"]
-        each.append(f"{name} still gets {percent(right[name], n)} % right ({curve['verdict']})")
+        each.append(f"{name} has an accuracy of {percent(right[name], n)} % ({curve['verdict']})")
     compared = difference({name: (count, n) for name, count in right.items()})
     if len(curves) == 2:
         tried = list(zip(curves[0]["epsilons"], *(curve["intervals"] for curve in curves), strict=True))[1:]
         apart = [f"{at:g}" for at, one, other in tried if one[1] < other[0] or other[1] < one[0]]
         every = ", ".join(f"{at:g}" for at, *_ in tried)
-        compared += f" Of the ε tried ({every}) they are apart at {', '.join(apart) or 'none'}."
+        compared += f" Of the ε tried ({every}), the intervals are apart at {', '.join(apart) or 'none'}."
     return (
         f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
-        f"{'; '.join(each)}. {compared or 'No other network was measured: this compares nothing.' * (len(right) == 1)}"
+        f"{'; '.join(each)}. {compared or 'No other network was measured for comparison.' * (len(right) == 1)}"
     )
 
 
 def difference(right: dict[str, tuple[int, int]]) -> str:
-    """Which of two networks is better, by name its (right, n), if their intervals say so; nothing of one or many."""
+    """Return which of two networks, each with (right, n), is better, if their intervals are apart; empty for others."""
     if len(right) != 2:
         return ""
     (worse, low), (better, high) = sorted(right.items(), key=lambda item: item[1][0] / item[1][1])
@@ -163,31 +163,31 @@ def difference(right: dict[str, tuple[int, int]]) -> str:
 
 
 def affine_in_short(measured: dict[str, Any]) -> str:
-    """The accuracy under small random changes."""
+    """Return the accuracy under small random changes."""
     random, n = measured["random"], measured["n"]
     right = {name: (of["right"], of["n"]) for name, of in random["networks"].items()}
     each = ", ".join(f"{name} {percent(*counts)} %" for name, counts in right.items())
     return (
-        f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels at random, "
-        f"n = {n:,} test images are right: {each}. {difference(right)}"
+        f"Accuracy on n = {n:,} test images that are rotated by up to ±{random['rotation']:g}° and shifted by up to "
+        f"±{random['shift']} pixels at random: {each}. {difference(right)}"
     )
 
 
 def detection_in_short(measured: dict[str, Any]) -> str:
-    """What is flagged of attacks by who does not know the threshold, and by who does."""
+    """Return the share of images that is flagged: of PGD, of the adaptive attack, and of clean images."""
     clean, steps = measured["clean"], measured["steps"]
     each = {
         name: ", ".join(
-            f"{percent(kind['flagged'], kind['n'])} % at ε = {kind['epsilon']:g} (n = {kind['n']:,})"
-            for kind in measured["suspects"]
-            if kind["name"] == name and kind["n"]
+            f"{percent(group['flagged'], group['n'])} % at ε = {group['epsilon']:g} (n = {group['n']:,})"
+            for group in measured["suspects"]
+            if group["name"] == name and group["n"]
         )
-        for name in ("PGD", "aware")
+        for name in ("PGD", "adaptive")
     }
     return (
-        f"A bad drawing flags, of images that PGD of {steps} steps made to fool {measured['run']}, {each['PGD']}; of "
-        f"those by an attacker who knows the threshold ({steps} steps too), {each['aware']}; of clean test images "
-        f"{percent(clean['flagged'], clean['n'])} % (n = {clean['n']:,})."
+        f"Flagged by the reconstruction error: of the images with which PGD of {steps} steps fools {measured['run']}, "
+        f"{each['PGD']}; of those of the adaptive attack, which knows the threshold ({steps} steps too), "
+        f"{each['adaptive']}; of clean test images, {percent(clean['flagged'], clean['n'])} % (n = {clean['n']:,})."
     )
 
 
@@ -272,72 +272,72 @@ def percent(right: int, n: int) -> str:
 
 
 def attack_rows(measured: dict[str, Any]) -> str:
-    """The worst case by network, norm and strength, how level it is, and the checks of the attacks."""
+    """Return the worst case by network, norm and ε, its convergence, and the checks of the attacks."""
     settings = measured["settings"]
     steps = ", ".join(map(str, settings["steps"]))
     lines = [
         "Worst case over all attacks, image by image: an image counts as right only if every attack on it has failed. "
         f"PGD on two losses (margin, cross-entropy) with {steps} steps, each of 2.5 ε / steps; {settings['starts']} "
-        f"random starts, {settings['start_steps']} steps each but the first; images that PGD made for the other "
-        f"networks; for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
-        "What a smaller change fools counts as fooled by a larger one.",
+        f"random starts, {settings['start_steps']} steps each but the first; transfer attacks (PGD on the other "
+        f"networks); for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
+        "An image that is fooled within a smaller ε counts as fooled within a larger one.",
         "",
     ]
     for norm in ("Linf", "L2"):
         curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
-        strengths = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
+        epsilons = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
         lines += [f"Worst case, {norm}: accuracy in % of n = {curves[0]['n']:,} test images, by ε", ""]
-        lines += [f"| network | {' | '.join(strengths)} | checks of the attacks |", "|---" * (len(strengths) + 2) + "|"]
+        lines += [f"| network | {' | '.join(epsilons)} | checks of the attacks |", "|---" * (len(epsilons) + 2) + "|"]
         for curve in curves:
             cells = [percent(right, curve["n"]) for right in curve["right"]]
             lines.append(f"| {curve['network']} | {' | '.join(cells)} | {curve['verdict']} |")
         lines.append("")
-    lines += level_rows(measured)
-    lines += ["", "Checks of the attacks, each at the ε where it found most:", ""]
+    lines += convergence_rows(measured)
+    lines += ["", "Checks of the attacks, each at the ε with the largest difference:", ""]
     lines += [f"- {check['sentence']}" for curve in measured["curves"] for check in curve["checks"]]
     rules = "; ".join(f"{name}: {rule}" for name, rule in measured["rules"].items())
     return "\n".join([*lines, "", f"A check passes if, at every ε, {rules}."]) + "\n"
 
 
-def level_rows(measured: dict[str, Any]) -> list[str]:
-    """Accuracy by the steps of PGD, at every strength."""
+def convergence_rows(measured: dict[str, Any]) -> list[str]:
+    """Return accuracy by the steps of PGD, at every ε."""
     steps = [str(steps) for steps in sorted(measured["settings"]["steps"])]
-    lines = ["Accuracy in % after PGD of up to so many steps, from one random start each", ""]
-    lines += [f"| network | norm | ε | {' | '.join(steps)} | level |", "|---" * (len(steps) + 4) + "|"]
+    lines = ["Accuracy in % after PGD of up to so many steps, each from one random start", ""]
+    lines += [f"| network | norm | ε | {' | '.join(steps)} | converged |", "|---" * (len(steps) + 4) + "|"]
     for curve in measured["curves"]:
         for ball in curve["balls"]:
             cells = [f"{100 * ball['accuracy_by_steps'][number]:.1f}" for number in steps]
-            level = f"from {ball['level_from_steps']} steps" if ball["level"] else "**no**"
+            converged = f"after {ball['converged_after_steps']} steps" if ball["converged"] else "**no**"
             lines.append(
-                f"| {curve['network']} | {curve['norm']} | {ball['epsilon']:g} | {' | '.join(cells)} | {level} |"
+                f"| {curve['network']} | {curve['norm']} | {ball['epsilon']:g} | {' | '.join(cells)} | {converged} |"
             )
     return lines
 
 
 def detection_rows(measured: dict[str, Any]) -> str:
-    """What is flagged of each kind of image."""
+    """Return how many images of each group are flagged."""
     steps = measured["steps"]
     words = (
         f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. PGD, on the "
-        f"cross-entropy and going on after it has fooled the network, and the aware attack take {steps} steps from one "
-        "random start. The aware attack stops just below the threshold, so its AUC is no measure of detection: its "
-        "flagged share is.\n\n"
+        f"cross-entropy and going on after it has fooled the network, and the adaptive attack take {steps} steps from "
+        "one random start. The adaptive attack stops just below the threshold, so its flagged share measures the "
+        "detection, and not its AUC.\n\n"
     )
     rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]
-    for kind in (measured["clean"], *measured["suspects"]):
-        attacked = kind["epsilon"] is not None
-        called = kind["name"] if kind["name"] not in ("PGD", "aware") else f"{kind['name']}-{steps}"
-        name = f"{called}, ε = {kind['epsilon']:g}" if attacked else called
-        flagged = percent(kind["flagged"], kind["n"]) if kind["n"] else "—"
-        undetected = percent(kind["undetected"], kind["tried"]) if attacked else "—"
-        area = "—" if kind is measured["clean"] or kind["auc"] is None else f"{kind['auc']:.3f}"
-        cells = [name, str(kind["tried"]), str(kind["n"]) if attacked else "—", flagged, undetected, area]
+    for group in (measured["clean"], *measured["suspects"]):
+        attacked = group["epsilon"] is not None
+        called = group["name"] if group["name"] not in ("PGD", "adaptive") else f"{group['name']}-{steps}"
+        name = f"{called}, ε = {group['epsilon']:g}" if attacked else called
+        flagged = percent(group["flagged"], group["n"]) if group["n"] else "—"
+        undetected = percent(group["undetected"], group["tried"]) if attacked else "—"
+        area = "—" if group is measured["clean"] or group["auc"] is None else f"{group['auc']:.3f}"
+        cells = [name, str(group["tried"]), str(group["n"]) if attacked else "—", flagged, undetected, area]
         rows.append("| " + " | ".join(cells) + " |")
     return words + "\n".join(rows) + "\n"
 
 
 def affine_rows(measured: dict[str, Any]) -> str:
-    """Accuracy by network, change and amount."""
+    """Return accuracy by network, change and amount."""
     lines = []
     for change in ("rotation", "right", "scale", "shear"):
         by_network = measured[change]
@@ -353,7 +353,7 @@ def affine_rows(measured: dict[str, Any]) -> str:
         f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels, at random:",
         "",
     ]
-    lines += [f"- {name}: {percent(told['right'], told['n'])}" for name, told in random["networks"].items()]
+    lines += [f"- {name}: {percent(of['right'], of['n'])}" for name, of in random["networks"].items()]
     return "\n".join(lines) + "\n"
 
 

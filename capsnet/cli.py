@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsnet.errors import InputError
+from capsnet.files import usable_path
 from capsnet.launch import is_first, is_first_here, leave, process_count
-from capsnet.paths import usable_path
 from capsnet.verbs import VERBS, find_verb
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from capsnet.errors import printable
-from capsnet.evaluation import Evaluation
-from capsnet.predict import Prediction
+from capsnet.evaluation import Evaluation, FilePrediction
 
 
 def print_table(table: Table) -> None:
@@ -34,18 +33,18 @@ def print_evaluation(result: Evaluation, classes: tuple[str, ...]) -> None:
     print(f"test accuracy {result.accuracy:.2%}: {result.errors} errors of n = {result.n:,}{drawing}")
 
 
-def print_predictions(predictions: list[Prediction], inverted: bool) -> None:
+def print_predictions(predictions: list[FilePrediction], inverted: bool) -> None:
     """Print a row an image, above which error a drawing is suspicious or how to find out, and which polarity was read.
 
     Networks that do not draw have no line on suspicion.
     """
     table = Table("image", "class", "length", "others", "drawing error", "suspicious")
     for p in predictions:
-        others = sorted(((length, name) for name, length in p.lengths.items() if name != p.answer), reverse=True)
+        others = sorted(((length, name) for name, length in p.lengths.items() if name != p.predicted), reverse=True)
         rest = ", ".join(f"{printable(name)} {length:.2f}" for length, name in others[:3])
-        error = "-" if p.drawing_error is None else f"{p.drawing_error:.2f}"
+        error = "-" if p.reconstruction_error is None else f"{p.reconstruction_error:.2f}"
         flag = {None: "-", False: "no", True: "drawn badly"}[p.suspicious]
-        table.add_row(printable(p.image), printable(p.answer), f"{p.lengths[p.answer]:.2f}", rest, error, flag)
+        table.add_row(printable(p.image), printable(p.predicted), f"{p.lengths[p.predicted]:.2f}", rest, error, flag)
     print_table(table)
     first = predictions[0]
     if first.suspicious is not None:
@@ -53,6 +52,6 @@ def print_predictions(predictions: list[Prediction], inverted: bool) -> None:
             f"drawn badly: an error above {first.threshold:.2f}, as few validation images have; "
             "perhaps not of this data, or attacked"
         )
-    elif first.drawing_error is not None:
+    elif first.reconstruction_error is not None:
         print("no detector for these weights tells badly drawn images: `capsnet detection RUN` makes one")
     print("read with light and dark swapped" if inverted else "read as they are (--invert swaps light and dark)")

@@ -5,9 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, with_config
 
-from capsnet.checks import Iterations, Scale, Size, Slope, check_arguments
+from capsnet.checks import STRICT, Iterations, Scale, Size, Slope, check_arguments
 from capsnet.errors import InputError
-from capsnet.schema import STRICT
 
 Times = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

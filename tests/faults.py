@@ -133,21 +133,21 @@ FAULTS = {
     ),
     "10a test images are shifted": Fault(
         "evaluation.py",
-        "batches(images, batch)",
-        "batches(images, batch, shift=2, generator=torch.Generator())",
+        "batches(images, batch_size)",
+        "batches(images, batch_size, shift=2, generator=torch.Generator())",
         "test_honesty.py::test_images_are_evaluated_as_they_are_and_in_order",
     ),
     "10b the true label is the mask at test": Fault(
         "evaluation.py",
         'labels if masked_by == "label" else None',
         "labels",
-        "test_honesty.py::test_a_test_images_label_takes_no_part_in_its_drawing",
+        "test_honesty.py::test_a_test_images_label_has_no_influence_on_its_reconstruction",
     ),
     "10c the best epoch is picked on the test images": Fault(
         "training.py",
         "images = self.data.validation\n",
         "images = self.data.test\n",
-        "test_honesty.py::test_training_never_looks_at_a_test_image",
+        "test_honesty.py::test_training_never_evaluates_on_a_test_image",
     ),
     "10d the true label is the mask in a figure": Fault(
         "analysis/reconstructions.py",

@@ -100,8 +100,8 @@ def test_predicting_gives_a_row_an_image_and_says_how_it_was_read(here):
 
 def test_predicting_as_json_gives_an_object_an_image(here):
     first, second = json.loads(capsnet("predict", "ended", "0.png", "1.png", "--json").out)
-    assert first.keys() == {"image", "answer", "lengths", "drawing_error", "threshold", "suspicious"}
-    assert first["suspicious"] == (first["drawing_error"] > first["threshold"])
+    assert first.keys() == {"image", "predicted", "lengths", "reconstruction_error", "threshold", "suspicious"}
+    assert first["suspicious"] == (first["reconstruction_error"] > first["threshold"])
     assert (first["image"], second["image"]) == ("0.png", "1.png")
     assert first["lengths"].keys() == set("0123456789")
     assert first["answer"] == max(first["lengths"], key=first["lengths"].get)

@@ -9,6 +9,7 @@ import pytest
 
 from capsnet.cli import parse
 from capsnet.data import load_data
+from capsnet.files import write_json
 from capsnet.recipes import TensorFlowCode
 from capsnet.runs import Run
 from tests.faults import FAULTS
@@ -27,7 +28,7 @@ def run(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     digits = load_data("digits").fingerprint()
     run = Run(folder, TensorFlowCode(), "mnist", tuple("0123456789"), (1, 28, 28), digits)
-    run.write_json("recipe.json", run.about())
+    write_json(run.folder / "recipe.json", run.description())
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -93,7 +93,7 @@ def moves(recipe: Recipe, fabric: Fabric, sizes: tuple[int, ...]) -> list[tuple[
     for n in sizes:
         ours = share(n, fabric.global_rank, fabric.world_size)
         images, labels = few_digits().train.images[:n].double() / 255, few_digits().train.labels[:n]
-        measured = step(images[ours], labels[ours], lr=1e-3, batch=n)
+        measured = step(images[ours], labels[ours], lr=1e-3, batch_size=n)
         if fabric.world_size > 1:
             measured = fabric.all_reduce(measured, reduce_op="mean")
         gradients = torch.cat([weight.grad.flatten() for weight in network.parameters()])

@@ -231,7 +231,7 @@ def plot_reconstructions(
     images = images.select(torch.arange(min(count, len(images))))
     sets, n = _examples(images, seed), len(images)
     together = ImageSet(torch.cat([each.images for each in sets.values()]), images.labels.repeat(len(sets)))
-    [(pixels, _, given)] = predict_batches(network, together, batch=len(together))
+    [(pixels, _, given)] = predict_batches(network, together, batch_size=len(together))
     longest = given.scores.float().max(dim=-1)  # over classes j
     tiles = torch.stack([pixels, given.reconstructions.float()])  # type: ignore[union-attr]  # a decoder is there
     tiles = rearrange(tiles.cpu(), "two (k n) c h w -> n two k c h w", n=n)  # k changes

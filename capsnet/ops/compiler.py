@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from capsnet.files import cache_folder
+
 SECONDS = 60  # for a compiler that takes 1 to 3 on an idle core, until it is taken for hanging
 log = logging.getLogger(__name__)
 
@@ -148,7 +150,7 @@ def _compile(command: Sequence[str], path: Path) -> Path:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsnet" / "native"
+    return cache_folder() / "native"
 
 
 def _kept(name: str) -> list[Path]:

@@ -68,7 +68,7 @@ class Predict:
     run: RunFolder
     """A run folder."""
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
-    """Image files of any format and size."""
+    """Image files of any format and size, or folders of them."""
     invert: bool = False
     """Swap light and dark first."""
     json: bool = False
@@ -76,13 +76,18 @@ class Predict:
 
     def __call__(self) -> None:
         """Classify and print."""
-        from capsnet.predict import predict
+        from capsnet.evaluation import predict
+        from capsnet.hardware import default_device
         from capsnet.printing import print_predictions
+        from capsnet.analysis.detection.detector import load_detector
         from capsnet.runs import load_run
 
         if not self.images:
             raise InputError("name at least one image: capsnet predict RUN image.png ...")
-        predictions = predict(load_run(self.run), self.images, invert=self.invert)
+        run = load_run(self.run)
+        detector, network = load_detector(run), run.load_network().to(default_device())
+        threshold = None if detector is None else detector.threshold
+        predictions = predict(network, run.classes, self.images, threshold=threshold, invert=self.invert)
         if self.json:
             print(json.dumps([asdict(prediction) for prediction in predictions]))
         else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from capsnet.errors import InputError
+from capsnet.files import usable_path
 from capsnet.launch import (
     check_batch,
     check_counts,
@@ -20,7 +21,6 @@ from capsnet.launch import (
     note_start,
     process_count,
 )
-from capsnet.paths import usable_path
 from capsnet.recipe import Recipe
 from capsnet.recipes import Fast
 from capsnet.verbs.run import DataDir, check_data_dir

@@ -1,4 +1,4 @@
-"""Command lines of random flags and odd values: understood, or refused in one line with exit status 2."""
+"""Command lines of random flags and odd values: accepted, or refused in one line with exit status 2."""
 
 import contextlib
 import io
@@ -27,12 +27,12 @@ VALUES = (
     *("x" * 300, "../" * 100, "é", "🧀", "%s", "{0}", "-h", "--run", "--resume", "--seed=1", "@file", "*"),
 )
 SOUND = ("1", "2", "3", "0.5", "8", "digits", "dense", "capsnet", "fast", "mnist", "True", "a", "small-cnn", "auto")
-SLOW = ("bench",)  # and a training of data that exist
+SLOW = ("bench",)  # parsed only, like the training of data that exist
 DATA = ("digits", "mnist", "fashion_mnist")
 
 
 def commands(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
-    """Parse random command lines, and run those that name no data to train on: their runs do not exist."""
+    """Parse random command lines, and run those that do not name data to train on: their runs do not exist."""
     import_all()
     record = room / "counted.json"
     ended = fork(partial(try_lines, room, rng, count or LINES, record)).wait(limit=7200)
@@ -43,7 +43,7 @@ def commands(room: Path, rng: random.Random, count: int | None) -> dict[str, Any
 
 
 def try_lines(room: Path, rng: random.Random, n: int, record: Path) -> None:
-    """Try n lines, and write down what came of them."""
+    """Try n lines, and write their outcomes to a file."""
     os.chdir(room)
     flags = {name: flags_of(name) for name in VERBS}
     outcomes, found, examples = Counter[str](), Counter[str](), dict[str, list[str]]()
@@ -57,12 +57,12 @@ def try_lines(room: Path, rng: random.Random, n: int, record: Path) -> None:
         if fault:
             found[fault] += 1
             examples.setdefault(fault, line)
-    counted = {"lines": n, "outcomes": outcomes, "processor_seconds": round(slowest, 3)}
+    counted = {"lines": n, "outcomes": outcomes, "cpu_seconds": round(slowest, 3)}
     record.write_text(json.dumps(counted | {"findings": found, "examples": examples}))
 
 
 def flags_of(name: str) -> list[str]:
-    """The flags that the help of a verb names."""
+    """The flags in the help of a command."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         cli.parse([name, "--help"])
@@ -70,19 +70,19 @@ def flags_of(name: str) -> list[str]:
 
 
 def outcome_of(line: list[str]) -> tuple[str, str | None]:
-    """What came of a command line, and what is wrong with it."""
+    """The outcome of a command line, and what is wrong with it, if anything."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             verb = cli.parse(line)
         if line[0] in SLOW or (line[0] == "train" and verb.data in DATA):
-            return "understood", None
+            return "accepted", None
         sys.argv = ["capsnet", *line]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             cli.main()
         return "done", None
     except InputError as error:
-        return "refused", None if len(str(error).splitlines()) == 1 else "an InputError of other than one line"
+        return "refused", None if len(str(error).splitlines()) == 1 else "an InputError of several lines"
     except SystemExit as stop:
         if not stop.code:
             return "help", None
@@ -94,7 +94,7 @@ def outcome_of(line: list[str]) -> tuple[str, str | None]:
 
 
 def random_line(rng: random.Random, flags: dict[str, list[str]]) -> list[str]:
-    """A verb, or what is none, and up to eight words."""
+    """A command, or an invalid one, and up to eight words."""
     verb = rng.choice([*VERBS, "train", "train", "evaluate", "predict", rng.choice(VALUES)])
     words = [verb] if rng.random() < 0.97 else []
     known, odd = flags.get(verb, ["--run"]), rng.choice((0.1, 0.5, 1.0))

@@ -1,4 +1,4 @@
-"""Detection of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
+"""A detector of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 
 An image is flagged where the reconstruction from its longest capsule is worse than those of nearly all validation
 images.
@@ -13,15 +13,15 @@ import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-from capsnet.analysis.attacks.pgd import BATCH
 from capsnet.analysis.subject import Network
+from capsnet.checks import STRICT, read_json
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import predict_batch
+from capsnet.evaluation import evaluation_mode, predict_batch
+from capsnet.files import write_json
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
-from capsnet.schema import STRICT, read_json
 
 VALIDATION = 2_000  # at most so many images set the threshold
 
@@ -72,7 +72,7 @@ def reconstruction_errors(network: Network, images: Tensor) -> Tensor:
     return reconstruct(network, images)[2]
 
 
-def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(network: Network, images: Tensor, batch_size: int = 100) -> tuple[Tensor, Tensor, Tensor]:
     """Classify images and reconstruct them from their longest capsules.
 
     Raises InputError for a network without decoder.
@@ -80,8 +80,8 @@ def reconstruct(network: Network, images: Tensor) -> tuple[Tensor, Tensor, Tenso
     images [n, c, h, w] in [0, 1] → predictions [n], reconstructions [n, c, h, w], squared errors [n], all on the CPU
     """
     network = with_decoder(network)
-    device = next(network.parameters()).device
-    given = [predict_batch(network, batch.to(device)) for batch in images.split(BATCH)]
+    with evaluation_mode(network) as device:
+        given = [predict_batch(network, batch.to(device)) for batch in images.split(batch_size)]
     predictions = torch.cat([batch.predictions for batch in given]).cpu()
     reconstructions = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
     return predictions, reconstructions, squared_errors(reconstructions, images.cpu())
@@ -96,7 +96,7 @@ def with_decoder(network: Network) -> CapsNet:
 
 def save_detector(run: Run, detector: Detector) -> Path:
     """Write a run's detector.json, with the checksum of the weights that it belongs to."""
-    return run.write_json("detector.json", asdict(detector) | {"weights": run.weights_checksum()})
+    return write_json(run.folder / "detector.json", asdict(detector) | {"weights": run.weights_checksum()})
 
 
 def load_detector(run: Run) -> Detector | None:

@@ -1,10 +1,10 @@
-"""An .npz file is read in any usual layout; what is wrong with it is said."""
+"""An .npz file is read in any usual layout, and refused with the reason otherwise."""
 
 import numpy as np
 import pytest
 import torch
 
-from capsnet.data.arrays import read_arrays
+from capsnet.data.npz import read_npz
 from capsnet.errors import InputError
 
 LABELS = np.arange(20) % 2
@@ -32,39 +32,39 @@ def pixels(*shape):
     ],
 )
 def test_every_layout_becomes_channels_first(tmp_path, shape, image_shape):
-    assert read_arrays(save(tmp_path, images=pixels(*shape), labels=LABELS)).image_shape == image_shape
+    assert read_npz(save(tmp_path, images=pixels(*shape), labels=LABELS)).image_shape == image_shape
 
 
 def test_channels_last_are_moved_not_reshaped(tmp_path):
     images = pixels(20, 5, 6, 3)
     tests = {"test_images": images, "test_labels": LABELS}
-    data = read_arrays(save(tmp_path, images=images, labels=LABELS, **tests), validation=0)
+    data = read_npz(save(tmp_path, images=images, labels=LABELS, **tests), validation=0)
     assert torch.equal(data.train.images, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
 
 def test_floats_from_0_to_1_become_bytes(tmp_path):
     images = pixels(20, 5, 6)
-    whole = read_arrays(save(tmp_path, images=images, labels=LABELS)).train.images
-    scaled = read_arrays(save(tmp_path, images=(images / 255).astype(np.float32), labels=LABELS)).train.images
-    assert torch.equal(whole, scaled)
+    expected = read_npz(save(tmp_path, images=images, labels=LABELS)).train.images
+    scaled = read_npz(save(tmp_path, images=(images / 255).astype(np.float32), labels=LABELS)).train.images
+    assert torch.equal(expected, scaled)
 
 
 def test_floats_are_rounded_to_the_nearest_byte(tmp_path):
     images = np.linspace(0, 1, 20 * 30).reshape(20, 5, 6)
     tests = {"test_images": images, "test_labels": LABELS}
-    data = read_arrays(save(tmp_path, images=images, labels=LABELS, **tests))
+    data = read_npz(save(tmp_path, images=images, labels=LABELS, **tests))
     assert torch.equal(data.test.images[:, 0], torch.from_numpy(np.round(images * 255).astype(np.uint8)))
 
 
 def test_each_class_has_a_test_image_and_keeps_one_to_train_on(tmp_path):
-    data = read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS))
+    data = read_npz(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS))
     assert len(data.train) + len(data.validation) + len(data.test) == 20
     assert data.test.labels.unique().tolist() == data.train.labels.unique().tolist() == [0, 1]
 
 
 def test_test_arrays_are_the_test(tmp_path):
     tests = {"test_images": pixels(3, 5, 6), "test_labels": np.array([1, 1, 0], dtype=np.uint8)}
-    data = read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **tests), validation=0)
+    data = read_npz(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **tests), validation=0)
     assert torch.equal(data.test.images[:, 0], torch.from_numpy(tests["test_images"]))
     assert data.test.labels.tolist() == [1, 1, 0]
     assert len(data.train) == 20
@@ -72,10 +72,10 @@ def test_test_arrays_are_the_test(tmp_path):
 
 def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
     arrays = {"images": pixels(20, 5, 6), "labels": LABELS}
-    assert read_arrays(save(tmp_path, **arrays)).classes == ("0", "1")
-    assert read_arrays(save(tmp_path, **arrays, classes=np.array(["cat", "dog"]))).classes == ("cat", "dog")
-    assert read_arrays(save(tmp_path, **arrays, classes=np.array([b"cat", b"dog"]))).classes == ("cat", "dog")
-    assert read_arrays(save(tmp_path, **arrays, classes=np.array([7, 5]))).classes == ("7", "5")
+    assert read_npz(save(tmp_path, **arrays)).classes == ("0", "1")
+    assert read_npz(save(tmp_path, **arrays, classes=np.array(["cat", "dog"]))).classes == ("cat", "dog")
+    assert read_npz(save(tmp_path, **arrays, classes=np.array([b"cat", b"dog"]))).classes == ("cat", "dog")
+    assert read_npz(save(tmp_path, **arrays, classes=np.array([7, 5]))).classes == ("7", "5")
 
 
 @pytest.mark.parametrize(
@@ -121,23 +121,23 @@ def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
 def test_arrays_that_cannot_be_used_are_refused(tmp_path, change, message):
     path = save(tmp_path, **{"images": pixels(20, 5, 6), "labels": LABELS} | change)
     with pytest.raises(InputError, match=message):
-        read_arrays(path)
+        read_npz(path)
 
 
 def test_arrays_of_other_names_may_be_anything(tmp_path):
     others = {"notes": np.array([{}], dtype=object), "more": np.zeros(2, [("name", "U3")])}
-    assert read_arrays(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **others)).classes == ("0", "1")
+    assert read_npz(save(tmp_path, images=pixels(20, 5, 6), labels=LABELS, **others)).classes == ("0", "1")
 
 
 def test_a_missing_array_is_named(tmp_path):
     with pytest.raises(InputError, match=r"own.npz has no array 'labels': save it with np.savez"):
-        read_arrays(save(tmp_path, images=pixels(20, 5, 6)))
+        read_npz(save(tmp_path, images=pixels(20, 5, 6)))
 
 
 def test_a_pickle_is_never_loaded(tmp_path):
     path = save(tmp_path, images=np.array([{}, {}], dtype=object), labels=LABELS)
     with pytest.raises(InputError, match=r"own.npz cannot be read as .npz \(images holds Python objects\)"):
-        read_arrays(path)
+        read_npz(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 half an archive"])
@@ -145,11 +145,11 @@ def test_a_file_that_is_no_archive_is_named(tmp_path, content):
     path = tmp_path / "own.npz"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"own.npz cannot be read as .npz \(.+\): write it with np.savez"):
-        read_arrays(path)
+        read_npz(path)
 
 
 def test_a_lone_array_is_no_archive(tmp_path):
     np.save(tmp_path / "own.npy", pixels(2, 3))
     path = (tmp_path / "own.npy").rename(tmp_path / "own.npz")
     with pytest.raises(InputError, match=r"own.npz cannot be read as .npz"):
-        read_arrays(path)
+        read_npz(path)

@@ -1,11 +1,11 @@
-"""The IDX reader takes good files, gzipped or plain, and names a bad one."""
+"""IDX files are read, gzipped or not, and a bad one is refused by name."""
 
 import gzip
 
 import pytest
 import torch
 
-from capsnet.data.idx import read_idx
+from capsnet.data.sources import read_idx
 from capsnet.errors import InputError
 
 IMAGES = torch.arange(2 * 3 * 4, dtype=torch.uint8).reshape(2, 3, 4)
@@ -16,7 +16,7 @@ def test_a_file_reads_back_as_it_was_written(tmp_path, write_idx, name):
     assert torch.equal(read_idx(write_idx(tmp_path / name, IMAGES), 3), IMAGES)
 
 
-def test_gzip_is_told_by_the_content_not_by_the_name(tmp_path, write_idx):
+def test_gzip_is_recognised_by_the_content_not_by_the_name(tmp_path, write_idx):
     path = write_idx(tmp_path / "images.gz", IMAGES).rename(tmp_path / "images")
     assert torch.equal(read_idx(path, 3), IMAGES)
 

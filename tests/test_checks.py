@@ -1,4 +1,4 @@
-"""JSON files are checked against the dataclass that they hold; what does not fit is one line."""
+"""JSON files are checked against their dataclass; an invalid one is refused in one line."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,8 +6,8 @@ from typing import Annotated
 import pytest
 from pydantic import Field, with_config
 
+from capsnet.checks import MAX_BYTES, STRICT, read_json
 from capsnet.errors import InputError
-from capsnet.schema import MAX_BYTES, STRICT, read_json
 
 
 @with_config(STRICT)
@@ -23,7 +23,7 @@ class Settings:
             raise InputError(f"lr is at most 1, not {self.lr}")
 
 
-def test_a_file_that_fits_is_an_instance(tmp_path):
+def test_a_valid_file_is_an_instance_of_its_dataclass(tmp_path):
     (tmp_path / "a.json").write_text('{"name": "a", "epochs": 2, "shape": [3, 4]}')
     assert read_json(tmp_path / "a.json", Settings) == Settings("a", 2, shape=(3, 4))
 
@@ -52,7 +52,7 @@ def test_a_file_that_fits_is_an_instance(tmp_path):
         (b" " * (MAX_BYTES + 1), "larger than 16 MiB"),
     ],
 )
-def test_what_does_not_fit_is_one_line_that_names_file_and_field(tmp_path, content, says):
+def test_an_invalid_file_is_refused_in_one_line_with_file_and_field(tmp_path, content, says):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(InputError) as raised:
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_one_line_that_names_file_and_field(tmp_path, conte
     assert "\n" not in message
 
 
-def test_a_folder_or_nothing_in_its_place_is_one_line(tmp_path):
+def test_a_folder_and_a_missing_file_are_refused_in_one_line(tmp_path):
     (tmp_path / "folder.json").mkdir()
     for name, says in (("folder.json", "Is a directory"), ("none.json", "No such file")):
         with pytest.raises(InputError, match=says):
