@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
-from einops import reduce
 from torch import Tensor
 
 from capsnet.analysis import style
@@ -17,6 +16,7 @@ from capsnet.analysis.subject import Context, subject
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import MaskedBy, predict_batches
+from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 
 if TYPE_CHECKING:
@@ -83,15 +83,17 @@ def _reconstruct(
     """
     chosen = images.select(places)
     masks: list[MaskedBy] = ["prediction", "label"] if by_label else ["prediction"]
-    batches = [each for mask in masks for each in predict_batches(network, chosen, masked_by=mask, batch_size=len(chosen))]
+    batches = [
+        each for mask in masks for each in predict_batches(network, chosen, masked_by=mask, batch_size=len(chosen))
+    ]
     pixels, labels, given = batches[0]
     parts = [pixels, *(each.reconstructions for _, _, each in batches)]
     tiles = torch.stack([part.float().cpu() for part in parts if part is not None])
     labels, lengths = labels.cpu(), given.scores.float().cpu()
     numbers = {"place": places, "label": labels, "prediction": lengths.argmax(dim=-1)}  # over classes j
     numbers |= {"length": lengths.amax(dim=-1), "length_of_label": lengths[range(len(labels)), labels]}
-    errors = reduce((tiles[1:] - tiles[0]).square(), "rows n c h w -> rows n", "sum")
-    numbers |= dict(zip(("squared_error", "squared_error_of_label"), errors, strict=False))
+    for name, made in zip(("squared_error", "squared_error_of_label"), tiles[1:], strict=False):
+        numbers[name] = squared_errors(made, tiles[0])
     return tiles, style.records(numbers)
 
 
