@@ -22,6 +22,8 @@ from capsnet.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 CELL, WIDEST, TALLEST = 0.5, 13.0, 40.0  # inches: a cell where there is room, and the whole grid
 LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches beside the grid and above it
@@ -70,32 +72,24 @@ def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], pat
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    name, offsets = _class_names(measured, classes)[measured.label], measured.offsets
+    name = _class_names(measured, classes)[measured.label]
     names = [f"{effect or ''}\ndim {k}" for k, effect in zip(measured.dimensions, measured.effects, strict=True)]
     tiles = (measured.reconstructions.clamp(0, 1) * (LEVELS - 1)).round() / (LEVELS - 1)  # [n, t, c, h, w]
     columns, band = ceil(sqrt(len(tiles))), ABOVE + TILE * style.cell_height(*tiles.shape[-2:])
-    rows = [slice(start, start + columns) for start in range(0, len(tiles), columns)]
-    width, height = max(5.5, columns * TILE + 0.3), band * len(rows) + 0.9
+    width, height = max(5.5, columns * TILE + 0.3), band * ceil(len(tiles) / columns) + 0.9
     figure = Figure((width, height), dpi=100, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    canvas, grids = FigureCanvasAgg(figure), []
+    for start in range(0, len(tiles), columns):
+        row, corner = slice(start, start + columns), (0.1, height - 0.8 - (start // columns + 1) * band)
+        grids.append((row, style.plot_grid(figure, tiles[None, row, 0], corner, TILE, [""])))
+        grids[-1][1].set_xticks(range(len(names[row])), names[row], fontsize=SMALL)
     style.write_title(figure, f"Capsule {name}, with this added to one dimension:", height - 0.3, 0.1)
-    scale = figure.add_axes((0.2, 1 - 0.6 / height, 0.7, 0.2 / height))
-    scale.set_axis_off()
-    scale.plot(offsets, [0] * len(offsets), color=GREY)
-    (mark,), number = (
-        scale.plot([], [], "s", color=BLACK),
-        figure.text(0.02, 1 - 0.6 / height, "", fontsize=style.TITLE),
-    )
-    grids = []
-    for k, row in enumerate(rows):
-        corner = (0.1, band * (len(rows) - 1 - k) + 0.1)
-        grids.append(style.plot_grid(figure, tiles[None, row, 0], corner, TILE, [""]))
-        grids[-1].set_xticks(range(len(names[row])), names[row], fontsize=SMALL)
+    mark, number = _plot_scale(figure, measured.offsets)
     frames = []
-    for k, offset in enumerate(offsets):
+    for k, offset in enumerate(measured.offsets):
         mark.set_data([offset], [0])
         number.set_text(_signed(offset))
-        for axes, row in zip(grids, rows, strict=True):
+        for row, axes in grids:
             axes.images[0].set_data(style.composed(tiles[None, row, k]).numpy())
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB" if tiles.shape[2] == 3 else "L"))
@@ -165,6 +159,16 @@ def _plot_head(figure: Figure, measured: Perturbations, names: list[str], readab
     figure.text(-LEFT / width, (top + 0.12) / height, lines, va="bottom", **style.NOTE)
     title = f"What the dimensions of capsule {names[measured.label]} stand for"
     style.write_title(figure, title, top + 0.2 + 0.14 * (1 + lines.count("\n")), -LEFT, readable)
+
+
+def _plot_scale(figure: Figure, offsets: list[float]) -> tuple[Line2D, Text]:
+    """Plot the range of the offsets below the title; return the mark and the number of the one that is shown."""
+    y = 1 - 0.6 / figure.get_figheight()
+    scale = figure.add_axes((0.2, y, 0.7, 0.2 / figure.get_figheight()))
+    scale.set_axis_off()
+    scale.plot(offsets, [0] * len(offsets), color=GREY)
+    (mark,) = scale.plot([], [], "s", color=BLACK)
+    return mark, figure.text(0.02, y, "", fontsize=style.TITLE)
 
 
 def _signed(offset: float) -> str:
