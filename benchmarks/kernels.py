@@ -172,8 +172,8 @@ def measure_all(quick: bool) -> Results:
 
     papers, others = product((PAPER,), DTYPES, (False, True)), product(SHAPES, DTYPES[:2], (False,))
     cases = [(PAPER, DTYPES[0], False)] if quick else [*papers, *others]
-    rows = [row | {"instructions": instructions(compiled)} for case in cases for row, compiled in launched(*case)]
     about = {"environment": environment(torch.device("cpu")), "triton": triton.__version__}
+    rows = [row | {"instructions": instructions(compiled)} for case in cases for row, compiled in launched(*case)]
     return about | {"iterations": ITERATIONS, "rows": rows}
 
 

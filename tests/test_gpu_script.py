@@ -97,7 +97,7 @@ def test_a_training_that_was_stopped_is_resumed_and_one_that_ended_is_not_repeat
     assert (tmp_path / "out" / "digits-digits-0.json").is_file()
 
 
-def test_the_wheels_are_all_that_the_package_and_its_tests_need_beside_pytorch():
+def test_the_wheels_are_all_that_the_package_and_its_tests_need_besides_pytorch():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = needed_by([*project["dependencies"], "pytest", "pytest-xdist"]) - needed_by(["torch", "numpy"])
     listed = {line for line in (SCRIPT.parent / "gpu-wheels.txt").read_text().splitlines() if not line.startswith("#")}
