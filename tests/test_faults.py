@@ -37,11 +37,11 @@ def run_tests(tests, package):
     os.environ.update(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS="")
     sys.path.insert(0, str(package.parent))
     imported = Path(import_module("capsnet").__file__).parent
-    failures, said = Failures(), io.StringIO()
+    failures, output = Failures(), io.StringIO()
     options = ["--tb=short", "-p", "no:cacheprovider", "-c", str(TESTS.parent / "pyproject.toml")]
-    with redirect_stdout(said):
+    with redirect_stdout(output):
         status = pytest.main([*options, *(str(TESTS / test) for test in tests)], [failures])
-    return imported, status, failures.raised, said.getvalue()
+    return imported, status, failures.raised, output.getvalue()
 
 
 def in_a_fresh_process(*args):
@@ -68,14 +68,14 @@ def test_a_fault_makes_its_test_fail(name, package):
     source = (package / file).read_text()
     assert source.count(right) == 1, f"{file} has no longer once: {right}"
     (package / file).write_text(source.replace(right, wrong))
-    imported, status, raised, said = in_a_fresh_process([test], package)
+    imported, status, raised, output = in_a_fresh_process([test], package)
     assert imported == package
-    assert status == pytest.ExitCode.TESTS_FAILED, said
-    assert raised == {"AssertionError"}, said
+    assert status == pytest.ExitCode.TESTS_FAILED, output
+    assert raised == {"AssertionError"}, output
 
 
 def test_without_a_fault_all_of_those_tests_pass(package):
     tests = sorted({fault.test for fault in FAULTS.values()})
-    imported, status, _, said = in_a_fresh_process(tests, package)
+    imported, status, _, output = in_a_fresh_process(tests, package)
     assert imported == package
-    assert status == pytest.ExitCode.OK, said
+    assert status == pytest.ExitCode.OK, output

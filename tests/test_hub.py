@@ -101,9 +101,9 @@ def test_weights_that_are_missing_unknown_or_of_another_shape_are_named(copied):
         weights | {"wings": torch.zeros(2)},
     ):
         save_file(other, path)
-        said = refusal(kind, folder)
-        assert said.startswith(f"{path} does not hold the weights of its config.json: ")
-        assert name in said or "wings" in said
+        message = refusal(kind, folder)
+        assert message.startswith(f"{path} does not hold the weights of its config.json: ")
+        assert name in message or "wings" in message
 
 
 def test_a_damaged_folder_is_refused_in_one_line_or_loads(copied):
@@ -206,8 +206,8 @@ def test_what_is_no_hub_name_is_refused_without_asking_the_hub(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr("capsnet.hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
-    said = refusal(CapsNet, name)
-    assert "is neither a network's folder nor a hub name" in said or "cannot be used as a path" in said
+    message = refusal(CapsNet, name)
+    assert "is neither a network's folder nor a hub name" in message or "cannot be used as a path" in message
 
 
 def test_a_hub_name_goes_to_the_hub_and_a_failure_there_is_one_line():
