@@ -182,16 +182,24 @@ def _signed(offset: float) -> str:
     "Rows are sorted by how much they change; a word names the effect where one is clear.",
     needs="decoder",
 )
-@click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed; all classes by default.")
+@click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed. All classes by default.")
 @click.option(
     "--range", "extent", default=0.25, show_default=True, help="Largest number added to a dimension, and subtracted."
 )
 @click.option("--step", default=0.05, show_default=True, help="Difference from one number to the next.")
 @click.option(
-    "--image", type=int, metavar="N", help="Place of a test image; by default the first of the class that is right."
+    "--image",
+    type=int,
+    metavar="N",
+    help="Place of a test image. By default the first of the class that is classified right.",
 )
 @click.option(
-    "--dimensions", type=int, multiple=True, metavar="N", help="A dimension, from 0; repeatable. All if none."
+    "--dimension",
+    "dimensions",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="A dimension to perturb, counted from 0; repeatable. All dimensions by default.",
 )
 def perturbations(
     context: Context,
