@@ -83,7 +83,9 @@ def _reconstruct(
     """
     chosen = images.select(places)
     masks: list[MaskedBy] = ["prediction", "label"] if by_label else ["prediction"]
-    batches = [each for mask in masks for each in predict_batches(network, chosen, masked_by=mask, batch_size=len(chosen))]
+    batches = [
+        each for mask in masks for each in predict_batches(network, chosen, masked_by=mask, batch_size=len(chosen))
+    ]
     pixels, labels, given = batches[0]
     parts = [pixels, *(each.reconstructions for _, _, each in batches)]
     tiles = torch.stack([part.float().cpu() for part in parts if part is not None])

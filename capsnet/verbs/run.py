@@ -76,10 +76,10 @@ class Predict:
 
     def __call__(self) -> None:
         """Classify and print."""
+        from capsnet.analysis.detection.detector import load_detector
         from capsnet.evaluation import predict
         from capsnet.hardware import default_device
         from capsnet.printing import print_predictions
-        from capsnet.analysis.detection.detector import load_detector
         from capsnet.runs import load_run
 
         if not self.images:
