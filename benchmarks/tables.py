@@ -1,7 +1,7 @@
-"""Makes RESULTS.md and the README's tables from results/: runs' results.json, and what the other programs here leave.
+"""Makes RESULTS.md, the plots of speed in docs/, and the tables in README.md and docs/SCALING.md, from results/.
 
-python benchmarks/tables.py            writes both, and draws what was measured of speed into docs/
-python benchmarks/tables.py --check    exits with 1 where they are not what results/ says
+python benchmarks/tables.py            writes them
+python benchmarks/tables.py --check    exits with 1 if one of the texts is not what results/ says
 """
 
 import json
@@ -12,19 +12,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import convolution
+import epoch_to_accuracy
+import kernels
+import routing
+import scaling
+import training
 from capsnet.analysis.accuracy import wilson
-from capsnet.benchmarks.goals import AIMS, KINDS, Results, default_row, epoch, goals
-from capsnet.benchmarks.pictures import DRAWN, draw
-from capsnet.benchmarks.report import goals_by_device, kernel_table, machine, markdown, tables
+from goals import GOALS, KINDS, Results, default_row, epoch, verdicts
+from report import goals_by_device, machine, markdown, plot
 
 ROOT = Path(__file__).parent.parent
-SPEED = {  # by the program that measures it
-    "training": "Training and prediction, step by step",
-    "routing": "Routing",
-    "epoch_to_accuracy": "Time to an accuracy",
-    "convolution": "The convolution, directly and by Fourier transform",
-}
-PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
+BENCHMARKS = [module.BENCHMARK for module in (training, routing, epoch_to_accuracy, convolution, kernels)]
+PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the reconstruction loss
 
 ATTACKS = "Accuracy under the worst of all attacks"
 DETECTION = "Detection of attacks by the reconstruction error"
@@ -38,16 +38,16 @@ CHANGES = {
 
 HEAD = """# Results
 
-Test error, measured once on test images that neither training nor the choice of the recipe has seen. Made by
-`python benchmarks/tables.py` from `results/*.json`, which hold the whole of each run: recipe, log of the validation
-images, confusions, hardware, versions, commit. Intervals in brackets are of 95 %, by Wilson's score.
+Test error, measured once on test images that were used neither for training nor for choosing the recipe. Made by
+`python benchmarks/tables.py` from `results/*.json`, which have for each run: recipe, validation log, confusion matrix,
+hardware, versions and commit. Intervals in brackets are 95 % Wilson score intervals.
 
 ## Training
 """
 
 
 def load() -> list[list[dict[str, Any]]]:
-    """The runs, those together that differ in their seeds alone."""
+    """Return the runs, grouped so that those of a group differ only in their seeds."""
     runs = defaultdict(list)
     for path in sorted((ROOT / "results").glob("*.json")):
         run = json.loads(path.read_text())
@@ -58,7 +58,7 @@ def load() -> list[list[dict[str, Any]]]:
 
 
 def table(groups: list[list[dict[str, Any]]]) -> str:
-    """A row for each group: mean ± spread (n), time, hardware, commit and command."""
+    """Return the table of test errors with a row for each group: mean ± standard deviation (n), time, hardware."""
     head = "| data | network | recipe | parameters | test error, % | the paper's | training, min | "
     rows = [f"{head}hardware | commit | command |", "|---" * 10 + "|"]
     for group in groups:
@@ -192,14 +192,14 @@ def detection_in_short(measured: dict[str, Any]) -> str:
 
 
 def speed() -> dict[str, dict[str, Results]]:
-    """What was measured of speed, by program and kind of machine, and of the demo."""
-    folders = {name: sorted((ROOT / "results" / name).glob("*.json")) for name in SPEED}
+    """Return what was measured of speed, by benchmark and kind of machine, and of the demo."""
+    folders = {one.name: sorted((ROOT / "results" / one.name).glob("*.json")) for one in BENCHMARKS}
     measured = {name: {path.stem: json.loads(path.read_text()) for path in paths} for name, paths in folders.items()}
     return measured | {"demo": demo()}
 
 
 def demo() -> dict[str, Results]:
-    """The run of `make demo` by kind of machine; of several the one that took the median time."""
+    """Return the run of `make demo` by kind of machine; of several runs, the one with the median time."""
     found = defaultdict(list)
     for path in sorted((ROOT / "results").glob("digits-*.json")):
         run = json.loads(path.read_text())
@@ -209,64 +209,68 @@ def demo() -> dict[str, Results]:
 
 
 def speed_in_short(measured: dict[str, dict[str, Results]]) -> str:
-    """What the README says of speed: the main figures of the first kind of machine, and their picture."""
+    """Return the README's lines on speed: the main results of the first kind of machine, and their plot."""
     kind = next((kind for kind in KINDS if kind in measured["training"]), None)
     if kind is None:
         return ""
     results, where = measured["training"][kind], measured["training"][kind]["environment"]
     row = default_row(results)
-    said = (
+    assert row is not None
+    text = (
         f"On {where['cores']} cores of an {where['device']} ({KINDS[kind]}, torch {where['torch']}) training in "
-        f"{row['dtype']} takes {row['images_per_second']:,.0f} images/s at batch {results['batch']}, "
-        f"{row['times_textbook']:.1f} times naive PyTorch's in float32{epoch_in_short(measured, kind)}"
+        f"{row['dtype']} takes {row['images_per_second']:,.0f} images/s at batch size {results['batch_size']}, "
+        f"{row['speedup']:.1f} times naive PyTorch's in float32{epoch_in_short(measured, kind)}"
         f"{start_in_short(results)}. {goals_in_short(measured, kind)}"
     )
-    picture = f"![Training, from the textbook's step to ours](docs/training-{kind}.png)"
-    return f"{textwrap.fill(said, 120, break_on_hyphens=False)}\n\n{picture}\n"
+    picture = f"![Training speed, from naive PyTorch to capsnet train](docs/training-{kind}.png)"
+    return f"{textwrap.fill(text, 120, break_on_hyphens=False)}\n\n{picture}\n"
 
 
 def epoch_in_short(measured: dict[str, dict[str, Results]], kind: str) -> str:
-    """How long an epoch takes, if it was measured."""
+    """Return how long an epoch takes, if it was measured."""
     found = epoch(measured["epoch_to_accuracy"].get(kind, {}))
     return "" if found is None else f"; an epoch of MNIST takes {found[0]:.0f} s"
 
 
 def start_in_short(results: Results) -> str:
-    """How soon the first step is done, if it was measured."""
+    """Return when the first step ends, if it was measured."""
     if not (first := results.get("first_step")):
         return ""
     return f"; the first step ends {first['filled']:.1f} s after the command ({first['empty']:.1f} s the first time)"
 
 
 def goals_in_short(measured: dict[str, dict[str, Results]], kind: str) -> str:
-    """How many of the goals were held on a kind of machine."""
-    found = [goal for name in AIMS for goal in goals(name, measured[name].get(kind, {})) if goal.held is not None]
-    held = sum(bool(goal.held) for goal in found)
-    return f"Of the {len(found)} goals that were measured there {held} are held and {len(found) - held} missed."
+    """Return how many of the goals are met on a kind of machine."""
+    every = [one for name in GOALS for one in verdicts(name, measured[name].get(kind, {})) if one.met is not None]
+    met = sum(bool(one.met) for one in every)
+    return f"Of the {len(every)} goals measured there, {met} are met and {len(every) - met} are missed."
 
 
 def speed_in_full(measured: dict[str, dict[str, Results]]) -> str:
-    """All tables of speed, a section for each program and kind of machine."""
+    """Return all tables of speed, a section for each benchmark and kind of machine."""
     made = f"\n## Speed\n{markdown(goals_by_device(measured))}"
-    for name, title in SPEED.items():
-        for kind, results in measured[name].items():
-            made += f"\n## {title}: {KINDS[kind]}\n{machine(results)}\n"
-            made += "".join(f"\n{markdown(table)}" for table in tables(name, results))
-    for path in sorted((ROOT / "results" / "kernels").glob("*.json")):
-        results = json.loads(path.read_text())
-        made += f"\n## Kernels: {path.stem}\n{machine(results)}\n\n{markdown(kernel_table(results))}"
+    for benchmark in BENCHMARKS:
+        for kind, results in measured[benchmark.name].items():
+            made += f"\n## {benchmark.title}: {KINDS.get(kind, kind)}\n{machine(results)}\n"
+            made += "".join(f"\n{markdown(table)}" for table in benchmark.tables(results))
     return made
 
 
+def scaling_page() -> str:
+    """Return docs/SCALING.md with the table of what was measured."""
+    page, results = ROOT / "docs" / "SCALING.md", json.loads(scaling.RESULT.read_text())
+    return between(page.read_text(), "scaling", markdown(scaling.table(results)))
+
+
 def between(text: str, name: str, made: str) -> str:
-    """The text with what stands between <!-- name --> and <!-- /name --> replaced."""
+    """Return the text with the part between <!-- name --> and <!-- /name --> replaced."""
     before, rest = text.split(f"<!-- {name} -->\n")
     after = rest.split(f"<!-- /{name} -->")[1]
     return f"{before}<!-- {name} -->\n{made}<!-- /{name} -->{after}"
 
 
 def percent(right: int, n: int) -> str:
-    """A share with its 95 % interval."""
+    """Return a share in % with its 95 % interval."""
     low, high = wilson(right, n)
     return f"{100 * right / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -358,22 +362,23 @@ def affine_rows(measured: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Write both files, or say which are out of date."""
+    """Write the texts and the plots, or report which texts are out of date."""
     made, measured = table(load()), speed()
     readme = between((ROOT / "README.md").read_text(), "results", made)
     readme = between(readme, "speed", speed_in_short(measured))
     readme = between(readme, "robustness", robustness_in_short())
-    files = {"README.md": readme, "RESULTS.md": HEAD + made + robustness() + speed_in_full(measured)}
-    stale = [name for name, text in files.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
+    results = HEAD + made + robustness() + speed_in_full(measured)
+    texts = {"README.md": readme, "RESULTS.md": results, "docs/SCALING.md": scaling_page()}
+    stale = [name for name, text in texts.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv[1:]:
         print(f"out of date: {', '.join(stale)}: run python benchmarks/tables.py" if stale else "tables are up to date")
         return int(bool(stale))
     for name in stale:
-        (ROOT / name).write_text(files[name])
-    for name, kinds in ((name, measured[name]) for name in SPEED):
-        for kind, results in kinds.items():
-            if name in DRAWN:
-                draw(name, results, ROOT / "docs" / f"{name}-{kind}.png")
+        (ROOT / name).write_text(texts[name])
+    for benchmark in BENCHMARKS:
+        if benchmark.plot is not None:
+            for kind, found in measured[benchmark.name].items():
+                plot(benchmark, found, ROOT / "docs" / f"{benchmark.name}-{kind}.png")
     return 0
 
 

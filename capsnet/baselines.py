@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from capsnet.checks import Classes, ImageShape, check_arguments, check_parameters
 from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
-from capsnet.inputs import check_images
 from capsnet.layers import channels_last
+from capsnet.models import check_images
 
 BaselineSize = Literal["paper", "small"]
 
@@ -16,10 +16,10 @@ BaselineSize = Literal["paper", "small"]
 class ConvBaseline(HubNetwork):
     """A plain convolutional network to compare with: logits [b, j] of images [b, c, h, w].
 
-    `size="paper"` is the paper's baseline (35,445,522 parameters on MNIST, Section 5); `size="small"` costs about as
+    `size="paper"` is the paper's baseline (35,445,522 parameters on MNIST, Section 5); `size="small"` takes about as
     much arithmetic as a CapsNet and has fewer parameters.
 
-    Raises InputError for an argument of another type or out of bounds, an image that is too small, and too many
+    Raises InputError for an argument of the wrong type or out of bounds, an image that is too small, and too many
     parameters.
     """
 

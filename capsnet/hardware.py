@@ -16,11 +16,33 @@ from typing import Any
 
 import torch
 
+from capsnet.errors import InputError
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
+_chosen: list[torch.device] = []  # by `chosen_device`
+
+
+@contextmanager
+def chosen_device(kind: str) -> Iterator[None]:
+    """Make `default_device` return the CPU or the GPU ("cuda") for a while, as the command line's --device asks.
+
+    Raises InputError for "cuda" where there is no GPU.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no GPU on this machine; leave --device out to run on the CPU")
+    _chosen.append(torch.device(kind))
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
 def default_device() -> torch.device:
-    """Return the accelerator of this machine, or the CPU if it has none."""
+    """Return the device that was chosen, else the accelerator of this machine, or the CPU if it has none."""
+    if _chosen:
+        return _chosen[-1]
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 

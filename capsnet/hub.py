@@ -1,6 +1,6 @@
-"""Networks that are kept as a folder or on the Hugging Face hub: config.json and model.safetensors.
+"""Networks saved in a folder or on the Hugging Face hub: config.json and model.safetensors.
 
-The metadata of model.safetensors hold a SHA-256 of the weights, so that a flipped bit is found.
+The metadata of model.safetensors have a SHA-256 of the weights, so that a flipped bit is detected.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class HubNetwork(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
-    """A network with `from_pretrained`, `save_pretrained` and `push_to_hub`; its arguments have hints to check."""
+    """A network with `from_pretrained`, `save_pretrained` and `push_to_hub`; config.json is checked by type hints."""
 
     @classmethod
     def from_pretrained(
@@ -39,11 +39,11 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
     ) -> Self:
         """Load a network, on the CPU and in evaluation mode, from a folder or by its hub name "user/model".
 
-        `model_kwargs` replace arguments that config.json has. The hub is asked only for a name that can be no path
-        here: the options before `model_kwargs` are for it.
+        `model_kwargs` replace arguments of config.json; the options before them are the hub's. The hub is used only if
+        the name cannot be a local path.
 
-        Raises InputError where there is no such folder or hub name, or where config.json or model.safetensors is
-        damaged or they do not belong together.
+        Raises InputError if there is no such folder or hub name, if config.json or model.safetensors is damaged, and if
+        the two do not match.
         """
         options = {"force_download": force_download, "token": token, "cache_dir": cache_dir, "revision": revision}
         options["local_files_only"] = local_files_only
@@ -52,7 +52,7 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
         check_arguments(cls.__init__, config)
         weights = _weights(weights_file)
         try:
-            with torch.device("meta"):  # a size that the weights do not have is found before it takes memory
+            with torch.device("meta"):  # a size that does not match the weights is found before it takes memory
                 cls(**config).load_state_dict(weights, assign=True)
             network = cls(**config)
             network.load_state_dict(weights)
@@ -67,21 +67,21 @@ class HubNetwork(nn.Module, PyTorchModelHubMixin, library_name="capsnet"):
 
 
 def _files(name: str | Path, options: Mapping[str, Any]) -> list[Path]:
-    """The files of a network's folder, or of the hub's copy here."""
+    """The files in a network's folder, or in the local copy of the hub's."""
     folder = usable_path(name)
     if folder.is_dir():
         return [folder / CONFIG, folder / WEIGHTS]
     if isinstance(name, Path) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or folder.parent.exists():
-        raise InputError(f"{name} is no folder of a network, nor a hub name like user/model")
+        raise InputError(f"{name} is neither a network's folder nor a hub name like user/model")
     try:
         return [Path(hf_hub_download(name, file, **options)) for file in (CONFIG, WEIGHTS)]
-    except Exception as error:  # of the network, the hub or its files here: there is no one class for them
+    except Exception as error:  # of the connection, the hub or its local files: they have no common class
         reason = " ".join(str(error).split())
-        raise InputError(f"{name} is no folder, and the hub does not give it: {reason[:300]}") from error
+        raise InputError(f"{name} is not a folder, and cannot be loaded from the hub: {reason[:300]}") from error
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """The weights of a file; InputError where it cannot be read or its checksum, if it has one, does not match."""
+    """The weights of a file; InputError if it cannot be read or has a checksum that does not match."""
     try:
         weights = load_file(path)
         with safe_open(path, "pt") as file:
@@ -95,7 +95,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 
 def _checksum(weights: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of names, shapes, dtypes and numbers."""
+    """The SHA-256 of the names, dtypes, shapes and numbers."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(repr((name, weight.dtype, tuple(weight.shape))).encode())

@@ -1,4 +1,4 @@
-"""The layers of a capsule network: they own the parameters, and the mathematics is in `ops`."""
+"""The layers of a capsule network: they own the parameters and call the functions of `ops`."""
 
 from collections.abc import Iterator
 from math import ceil
@@ -17,10 +17,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def channels_last(convolutions: Module) -> Module:
-    """The same, with a place's channels one after the other in memory, and so the numbers of a capsule.
+    """The same module with its kernels channels-last, so that the numbers of a capsule are contiguous in memory.
 
-    `network.to(memory_format=torch.channels_last)` would turn the matrices of routing too, which are no images. A clone
-    has the strides of the layout even where there is one channel; by them PyTorch chooses the layout of the result.
+    `network.to(memory_format=torch.channels_last)` would also change the layout of the matrices of routing. A clone has
+    the layout's strides even with a single channel; PyTorch chooses the layout of the result by them.
     """
     for parameter in convolutions.parameters():
         if parameter.ndim == 4:
@@ -29,22 +29,22 @@ def channels_last(convolutions: Module) -> Module:
 
 
 class StridedConv2d(nn.Conv2d):
-    """`nn.Conv2d` without padding, by the fastest way for its input: see `strided_conv2d`."""
+    """`nn.Conv2d` without padding, by the fastest method for its input: see `strided_conv2d`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride)
         channels_last(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] → features [b, k, (h - kernel_size) // stride + 1, the same of w]."""
+        """Images [b, c, h, w] → features [b, k, (h - kernel_size) // stride + 1, (w - kernel_size) // stride + 1]."""
         return strided_conv2d(images, self.weight, self.bias, self.stride[0])
 
 
 class PrimaryCaps(nn.Module):
-    """A convolution whose channels are cut into capsules: `dim` channels at one place are one capsule, squashed.
+    """A convolution whose channels form capsules: `dim` neighbouring channels at one place are one capsule, squashed.
 
-    The channels of capsule type t are t·dim to (t + 1)·dim - 1, and capsules are listed by type, then row, then
-    column. `scale` multiplies the sums before they are squashed; the authors' code has 1/32.
+    The channels of capsule type t are t·dim to (t + 1)·dim - 1, and capsules are ordered by type, then row, then
+    column. `scale` multiplies the sums before they are squashed; in the authors' code it is 1/32.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class PrimaryCaps(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [b, c, h, w] → children [b, i, d]."""
-        x = self.conv(features)  # [b, types · dim, h, w]
+        x: Tensor = self.conv(features)  # [b, types · dim, h, w]
         capsules = rearrange(x * self.scale, "b (types dim) h w -> b types (h w) dim", dim=self.dim)
         return squash(capsules).flatten(1, 2)  # [b, types · h · w, dim]
 
 
 class RoutedCaps(nn.Module):
-    """Capsules that get their input by routing: one matrix W_ij a pair of child and parent (Section 2).
+    """Capsules whose input is routed: one matrix W_ij for each pair of child and parent (Section 2).
 
-    `places` above 1 shares each capsule type's matrices over its places, so that `children` must list a type's places
-    one after the other. `prior` makes the initial logits a parameter, `bias` adds one to each weighted sum; `leaky`
-    gives the children a none-of-the-above logit.
+    With `places` above 1, the places of a capsule type share its matrices; the children must then be ordered by type.
+    `prior` makes the initial logits a parameter, and `bias` adds a parameter to each weighted sum. `none_of_the_above`
+    adds a logit of 0 for no parent.
     """
 
     def __init__(
@@ -87,22 +87,18 @@ class RoutedCaps(nn.Module):
         self.weight = nn.Parameter(torch.empty(children // places, parents, child_dim, parent_dim))
         self.prior = nn.Parameter(torch.zeros(children, parents)) if prior else None
         self.bias = nn.Parameter(torch.zeros(parents, parent_dim)) if bias else None
-        self.iterations, self.gradient, self.places, self.none_of_the_above = (
-            iterations,
-            gradient,
-            places,
-            none_of_the_above,
-        )
+        self.iterations, self.gradient = iterations, gradient
+        self.places, self.none_of_the_above = places, none_of_the_above
         nn.init.normal_(self.weight, std=0.1)
 
     def matrices(self) -> Tensor:
-        """One matrix for each child and parent, [i, j, d, e], also where places share them."""
+        """One matrix for each child and parent, [i, j, d, e], repeated where places share them."""
         if self.places == 1:
             return self.weight
         return repeat(self.weight, "types j d e -> (types places) j d e", places=self.places)
 
     def trace(self, children: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Watch the routing: children [b, i, d] → couplings [b, i, j], parents [b, j, e] of each iteration in turn."""
+        """Children [b, i, d] → couplings [b, i, j] and parents [b, j, e] of each iteration in turn."""
         votes = vote(children, self.matrices())  # [b, i, j, e]
         return routing_trace(
             votes, self.iterations, prior=self.prior, bias=self.bias, none_of_the_above=self.none_of_the_above
@@ -122,7 +118,7 @@ class RoutedCaps(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """The paper's decoder: three dense layers from all capsules, all but one of them zeroed, to pixels (Figure 2)."""
+    """The paper's decoder: three dense layers from the capsules, all but one of them zeroed, to pixels (Figure 2)."""
 
     def __init__(self, capsules: int, dim: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -138,13 +134,13 @@ class DenseDecoder(nn.Module):
         )
 
     def forward(self, capsules: Tensor) -> Tensor:
-        """Masked capsules [b, j, e] → drawing [b, c, h, w] in [0, 1]."""
-        pixels = self.layers(rearrange(capsules, "b j e -> b (j e)"))
+        """Masked capsules [b, j, e] → reconstruction [b, c, h, w] in [0, 1]."""
+        pixels: Tensor = self.layers(rearrange(capsules, "b j e -> b (j e)"))
         return pixels.unflatten(-1, self.image_shape)
 
 
 class ConvDecoder(nn.Module):
-    """A decoder of transposed convolutions, whose size does not grow with the image's area times a dense layer."""
+    """A decoder of transposed convolutions; unlike `DenseDecoder`, it has no dense layer with an output a pixel."""
 
     def __init__(self, capsules: int, dim: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -164,7 +160,7 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, capsules: Tensor) -> Tensor:
-        """Masked capsules [b, j, e] → drawing [b, c, h, w] in [0, 1]."""
-        x = self.seed(rearrange(capsules, "b j e -> b (j e)")).unflatten(-1, self.grid)  # [b, 128, ⌈h/4⌉, ⌈w/4⌉]
-        x = self.layers(x)  # [b, c, 4⌈h/4⌉, 4⌈w/4⌉]
+        """Masked capsules [b, j, e] → reconstruction [b, c, h, w] in [0, 1]."""
+        x: Tensor = self.seed(rearrange(capsules, "b j e -> b (j e)"))
+        x = self.layers(x.unflatten(-1, self.grid))  # [b, 128, ⌈h/4⌉, ⌈w/4⌉] → [b, c, 4⌈h/4⌉, 4⌈w/4⌉]
         return x[:, :, : self.height, : self.width]

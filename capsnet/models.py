@@ -18,8 +18,8 @@ from capsnet.checks import (
 )
 from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
-from capsnet.inputs import check_images, check_labels, one_hot
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, StridedConv2d
+from capsnet.losses import check_labels, one_hot
 from capsnet.ops.reference import Gradient
 
 Decoder = Literal["dense", "conv", "none"]
@@ -27,7 +27,7 @@ Initialisation = Literal["torch", "official"]
 
 
 class CapsNetOutput(NamedTuple):
-    """What a CapsNet says of b images: the longest capsule's class is its answer."""
+    """The output of a CapsNet for b images; the class of the longest capsule is the prediction."""
 
     lengths: Tensor  # [b, j], each in [0, 1)
     capsules: Tensor  # [b, j, e]
@@ -37,15 +37,14 @@ class CapsNetOutput(NamedTuple):
 class CapsNet(HubNetwork, tags=["capsule-network"]):
     """The capsule network of the paper, for images of any shape and any number of classes.
 
-    The defaults are the paper's for MNIST: 8,215,568 parameters. Sizes that follow from others are worked out. What
-    the paper's text leaves open or its authors' code does otherwise is an option: `prior` learns the initial logits,
-    `bias` is added inside every iteration, `none_of_the_above` adds a logit of no class to the softmax,
-    `negative_slope` makes conv1's ReLU leaky, `shared` uses one set of matrices at every place of the grid,
-    `primary_scale` multiplies the primary capsules before the squash, `initialisation="official"` starts from the
-    authors' truncated normals.
+    The defaults are the paper's for MNIST: 8,215,568 parameters. Sizes that follow from others are computed. Options
+    cover what the paper leaves open and what its authors' code does differently: `prior` learns the initial logits,
+    `bias` is added in every iteration, `none_of_the_above` adds a logit of 0 for no class, `negative_slope` makes the
+    ReLU after conv1 leaky, `shared` uses one set of matrices at every place of the grid, `primary_scale` multiplies the
+    primary capsules before the squash, and `initialisation="official"` is the authors', truncated normals.
 
-    Raises InputError for an argument of another type or out of bounds, an image that is too small for the kernels, and
-    more than 2**31 parameters.
+    Raises InputError for an argument of the wrong type or out of bounds, an image too small for the kernels, and more
+    than 2**31 parameters.
     """
 
     def __init__(
@@ -73,17 +72,17 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
     ) -> None:
         check_arguments(CapsNet.__init__, locals())
         super().__init__()
-        channels, down, across = image_shape  # of a list too
-        image_shape = (channels, down, across)
-        height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in image_shape[1:])
+        channels, *size = image_shape
+        image_shape = (channels, size[0], size[1])  # a tuple, even if a list was given
+        height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in size)
         places, capsules = height * width, primary_types * height * width
-        drawn = {"dense": 1024 * channels, "conv": 8 * classes * capsule_dim, "none": 0}  # weights a pixel, about
+        decoders = {"dense": 1024 * channels, "conv": 8 * classes * capsule_dim, "none": 0}  # weights a pixel, about
         check_parameters(
             conv1=channels * conv_channels * conv_kernel**2,
             primary_caps=conv_channels * primary_types * primary_dim * primary_kernel**2,
             digit_caps=(primary_types if shared else capsules) * classes * primary_dim * capsule_dim,
             prior=capsules * classes if prior else 0,
-            decoder=drawn[decoder] * down * across,
+            decoder=decoders[decoder] * size[0] * size[1],
         )
         self.image_shape, self.classes, self.negative_slope = image_shape, classes, negative_slope
         self.grid = (height, width)  # of the primary capsules of one type
@@ -108,7 +107,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
             _initialise_as_the_authors(self)
 
     def encode(self, images: Tensor) -> Tensor:
-        """See one capsule a class; InputError for images of another shape, dtype or device than the network's.
+        """One capsule for each class; InputError for images of another shape, dtype or device than the network's.
 
         images [b, c, h, w] in [0, 1] → capsules [b, j, e]
         """
@@ -116,7 +115,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         return self.digit_caps(children)  # [b, 10, 16]
 
     def primary_capsules(self, images: Tensor) -> Tensor:
-        """See the capsules that `digit_caps` routes: by type, then row, then column of `grid`.
+        """The capsules that `digit_caps` routes, ordered by type, then row, then column of `grid`.
 
         images [b, c, h, w] in [0, 1] → children [b, i, d]
         """
@@ -125,25 +124,27 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         return self.primary_caps(x)  # [b, 1152, 8]
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
-        """Draw what one capsule of each image stands for, all others set to zero.
+        """Reconstruct each image from the capsule of one class, with all other capsules set to zero.
 
         Raises InputError without a decoder, and for classes that are not whole numbers from 0 to j - 1, one an image.
 
         capsules [b, j, e], classes [b] → reconstruction [b, c, h, w] in [0, 1]
         """
-        self.check_decoder()
+        decoder = self.check_decoder()
         b, j, _ = capsules.shape
         check_labels(classes, b, j, "classes")
         mask = one_hot(classes, capsules[..., 0])  # [b, j]
-        return self.decoder(capsules * mask.unsqueeze(-1))  # type: ignore[misc]  # it is there, as checked
+        reconstruction: Tensor = decoder(capsules * mask.unsqueeze(-1))
+        return reconstruction
 
-    def check_decoder(self) -> None:
-        """Raise InputError without a decoder."""
+    def check_decoder(self) -> nn.Module:
+        """Return the decoder; InputError without one."""
         if self.decoder is None:
-            raise InputError("this network has no decoder, so it cannot draw: train one with --decoder dense")
+            raise InputError("this network has no decoder, so it cannot reconstruct: train one with --decoder dense")
+        return self.decoder
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> CapsNetOutput:
-        """Classify and draw; the capsule that is drawn is that of `classes`, or the longest one if None.
+        """Classify and reconstruct the images, from the capsules of `classes` or, if None, from the longest ones.
 
         images [b, c, h, w], classes [b] → lengths [b, j], capsules [b, j, e], reconstruction [b, c, h, w]
         """
@@ -151,8 +152,30 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         lengths = torch.linalg.vector_norm(capsules, dim=-1)  # over the capsule's own axis e
         if self.decoder is None:
             return CapsNetOutput(lengths, capsules, None)
-        drawn = lengths.argmax(dim=-1) if classes is None else classes  # over classes j
-        return CapsNetOutput(lengths, capsules, self.decode(capsules, drawn))
+        chosen = lengths.argmax(dim=-1) if classes is None else classes  # over classes j
+        return CapsNetOutput(lengths, capsules, self.decode(capsules, chosen))
+
+
+def check_images(images: Tensor, image_shape: tuple[int, ...], weight: Tensor) -> None:
+    """Raise InputError for images [b, c, h, w] that a network with this first weight does not take.
+
+    Shape, device and dtype must be the network's. Under autocast, which casts both, bf16, half and float32 may meet.
+    """
+    if images.shape[1:] != image_shape:
+        hint = ": give one image as images.unsqueeze(0)" if images.shape == image_shape else ""
+        raise InputError(f"this network takes images [b, c, h, w] of {image_shape}, not {list(images.shape)}{hint}")
+    if not images.is_floating_point():
+        raise InputError(f"images are {images.dtype}: convert them to floats from 0 to 1, as images.float() / 255 does")
+    device = weight.device
+    if images.device != device:
+        raise InputError(f"images are on {images.device} and the network on {device}: move both to one device")
+    if images.dtype == weight.dtype:
+        return
+    cast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    if not cast or torch.float64 in (images.dtype, weight.dtype):
+        raise InputError(
+            f"images are {images.dtype} and the network's weights {weight.dtype}: give images.to({weight.dtype})"
+        )
 
 
 def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int, image_shape: ImageShape) -> int:
@@ -167,14 +190,14 @@ def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int,
     return room // primary_stride + 1
 
 
-def _decoder(kind: Decoder, classes: int, capsule_dim: int, image_shape: ImageShape) -> nn.Module | None:
-    if kind == "none":
+def _decoder(name: Decoder, classes: int, capsule_dim: int, image_shape: ImageShape) -> nn.Module | None:
+    if name == "none":
         return None
-    return {"dense": DenseDecoder, "conv": ConvDecoder}[kind](classes, capsule_dim, image_shape)
+    return {"dense": DenseDecoder, "conv": ConvDecoder}[name](classes, capsule_dim, image_shape)
 
 
 def _initialise_as_the_authors(model: CapsNet) -> None:
-    """Truncated normals of sigma 0.05 in conv1 and 0.1 elsewhere, all biases 0.1: the authors' released code."""
+    """Truncated normals of sigma 0.05 in conv1 and 0.1 elsewhere, all biases 0.1, as in the authors' code."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.constant_(parameter, 0.1)

@@ -32,8 +32,7 @@ from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
 from capsnet.files import atomic_files, is_leftover, locked, make_folder, remove, write_json
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import name_of, recorded_recipe
+from capsnet.recipes import Recipe, name_of, recorded_recipe
 
 log = logging.getLogger(__name__)
 

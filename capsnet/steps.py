@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from capsnet.baselines import ConvBaseline
 from capsnet.build import losses
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 
 log = logging.getLogger(__name__)
 

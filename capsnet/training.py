@@ -28,7 +28,7 @@ from capsnet.launch import check_batch, local_process_count
 from capsnet.logs import Log
 from capsnet.models import CapsNet
 from capsnet.processes import Precision, everywhere, first, join, process_seed
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
 
@@ -44,6 +44,7 @@ def train(
     *,
     resume: bool = False,
     save_minutes: float = SAVE_MINUTES,
+    log_steps: int = LOG_STEPS,
     images_on_device: bool = True,
     cuda_graph: bool = True,
 ) -> CapsNet | ConvBaseline:
@@ -52,9 +53,9 @@ def train(
     A checkpoint is written after each epoch, every `save_minutes`, and at the first Ctrl-C, SIGTERM or SIGHUP; then
     Interrupted (a KeyboardInterrupt) is raised after the current step. A resumed run sees the same batches as one that
     was never stopped; without a checkpoint, it starts at the first step. Without validation images, the network after
-    the last epoch is the best. `images_on_device` copies all training images to the device, if they fit there;
-    otherwise each batch is copied. `cuda_graph` records a step on a GPU and replays it, if recording succeeds. The
-    process's random state is restored at the end.
+    the last epoch is the best. The log gets a record every `log_steps` steps. `images_on_device` copies all training
+    images to the device, if they fit there; otherwise each batch is copied. `cuda_graph` records a step on a GPU and
+    replays it, if recording succeeds. The process's random state is restored at the end.
 
     Processes that torchrun has started train one network: all of them must call this with the same arguments. Each
     learns from its share of every batch; only the first reads and writes the folder. An InputError is raised in all.
@@ -65,6 +66,8 @@ def train(
     """
     if not save_minutes > 0:
         raise InputError(f"checkpoints are more than 0 minutes apart, not {save_minutes:g}")
+    if log_steps < 1:
+        raise InputError(f"records of the log are at least 1 step apart, not {log_steps}")
     fabric = join(_precision(run.recipe, default_device()))
     check_batch(run.recipe.batch_size, fabric.world_size)
     everywhere(fabric, lambda: run.check_data(data, ("train", "validation")))
@@ -73,7 +76,7 @@ def train(
     own_seed = process_seed(run.recipe.seed, fabric.global_rank)  # for dropout
     with ExitStack() as stack, seeded(own_seed, fabric.device):
         changed = first(fabric, lambda: _enter(run, stack))
-        training = _Training(run, data, fabric, save_minutes, cuda_graph)
+        training = _Training(run, data, fabric, save_minutes, log_steps, cuda_graph)
         if resume:
             training.restore()
         if changed:
@@ -102,10 +105,12 @@ class _Training:
     log: Log
     """Exists in the first process only."""
 
-    def __init__(self, run: Run, data: Data, fabric: Fabric, save_minutes: float, cuda_graph: bool) -> None:
+    def __init__(
+        self, run: Run, data: Data, fabric: Fabric, save_minutes: float, log_steps: int, cuda_graph: bool
+    ) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
-        self.save_seconds = 60 * save_minutes
+        self.save_seconds, self.log_steps = 60 * save_minutes, log_steps
         self.agree_steps = 1 if fabric.device.type == "cpu" else LOG_STEPS  # when the log waits for a GPU anyway
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
@@ -167,7 +172,7 @@ class _Training:
             if interruption:
                 break
             save = save and self.step < last
-            if save or self.step % LOG_STEPS == 0:
+            if save or self.step % self.log_steps == 0:
                 self.measure(epoch + 1)
             if save:
                 self.save()

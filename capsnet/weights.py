@@ -1,7 +1,7 @@
-"""Weights that two well-known implementations trained, as a CapsNet that computes the same.
+"""Import of weights that two well-known implementations have trained, as a CapsNet that computes the same.
 
-A layout is a table: their name of a weight, ours, and its axes there and here in einops' words. Beside the axes of
-routing (i j d e) these are `h w`, a place on the grid of primary capsules, `type`, theirs, and `y x c`, a pixel.
+A layout is a table of their name of a weight, ours, and its axes there and here in einops' notation: the axes of
+routing (i j d e), `h w` for a place on the grid of primary capsules, `type` for their type, and `y x c` for a pixel.
 """
 
 import re
@@ -24,7 +24,7 @@ from capsnet.models import CapsNet
 
 
 class Move(NamedTuple):
-    """Where one weight goes."""
+    """One weight's name and axes, there and here."""
 
     theirs: str
     ours: str
@@ -61,25 +61,26 @@ KERAS_DECODER = (
     Move("decoder's kernel 3", "decoder.layers.4.weight", "source (y x c) -> (c y x) source"),
     Move("decoder's bias 3", "decoder.layers.4.bias", "(y x c) -> (c y x)"),
 )
-STRIDE = 2  # of the primary capsules in both; no weight tells it
+STRIDE = 2  # of the primary capsules in both; it cannot be inferred from the weights
 
 
 def import_pytorch(state_dict: Mapping[str, Tensor], iterations: int = 3) -> CapsNet:
     """Make a CapsNet of the weights of github.com/adambielski/CapsNet-pytorch (net.py), with its learned prior.
 
-    `state_dict` is that of its CapsNet, or of its CapsNetWithReconstruction, whose decoder comes along. `iterations`
-    is its --routing_iterations, which counts updates of the logits: it makes one weighted sum more, and so do we.
+    `state_dict` is that of its CapsNet, or of its CapsNetWithReconstruction, whose decoder is imported too.
+    `iterations` is its --routing_iterations, which counts updates of the logits: there is one weighted sum more.
 
-    Sizes follow from the shapes. Images are square, as large as the drawings or, without a decoder, as the largest that
-    give so many capsules: 28 pixels for 6x6 places. Results differ at zero capsules alone: there it divides by zero.
+    Sizes are inferred from the shapes. Images are square: of the decoder's size or, without a decoder, of the largest
+    size with this number of capsules (28 pixels for 6x6 places). Results differ only at zero capsules, where theirs
+    are NaN.
 
     weights [i, d, (j e)] → [i, j, d, e], b [i, j] → prior [i, j]
-    Raises InputError for a weight that is missing, unknown or of a shape that does not fit the others.
+    Raises InputError for a weight that is missing, unknown or of a shape that does not match the others.
     """
     if iterations < 0:
         raise InputError(f"--routing_iterations of CapsNet-pytorch is at least 0, not {iterations}: one less than here")
-    draws = any(name.startswith(("capsnet.", "reconstruction_net.")) for name in state_dict)
-    prefix, decoder = ("capsnet.", PYTORCH_DECODER) if draws else ("", ())
+    has_decoder = any(name.startswith(("capsnet.", "reconstruction_net.")) for name in state_dict)
+    prefix, decoder = ("capsnet.", PYTORCH_DECODER) if has_decoder else ("", ())
     layout = [*(move._replace(theirs=prefix + move.theirs) for move in PYTORCH_ENCODER), *decoder]
     tensors = _checked(state_dict, layout)
     matrices, prior = (tensors[f"{prefix}digitCaps.{name}"].shape for name in ("weights", "routing_module.b"))
@@ -90,15 +91,16 @@ def import_pytorch(state_dict: Mapping[str, Tensor], iterations: int = 3) -> Cap
 def import_keras(weights: Sequence[np.ndarray], iterations: int = 3) -> CapsNet:
     """Make a CapsNet of the weights of github.com/XifengGuo/CapsNet-Keras (capsulenet.py), or of others of its layout.
 
-    `weights` is what `model.get_weights()` lists: kernel and bias of conv1 and of the primary capsules, W and, where
-    there is a decoder, kernel and bias of its three layers. `iterations` is its --routings, which counts as we do.
-    Kernels are (down, across, source, target); capsules and pixels are listed by place, then by type or channel.
+    `weights` is the list of `model.get_weights()`: kernel and bias of conv1 and of the primary capsules, W and, if
+    there is a decoder, kernel and bias of its three layers. `iterations` is its --routings, which has the same meaning.
+    Kernels are (down, across, source, target); capsules and pixels are ordered by place, then by type or channel.
 
-    Sizes follow from the shapes as in `import_pytorch`. Its squash adds 1e-7 to the squared length under the root:
-    what was 0.001 long comes out 5 % shorter than ours, what was 0.1 long the same. So do its lengths, 3e-4 at zero.
+    Sizes are inferred from the shapes as in `import_pytorch`. Its squash adds 1e-7 to the squared length under the
+    root: a vector of length 0.001 comes out 5 % shorter than ours, one of length 0.1 the same. It adds as much where it
+    computes the lengths, which are 3e-4 for a zero capsule.
 
     W [j, (h w type), e, d] → [(type h w), j, d, e]
-    Raises InputError for a list of another length and for an array of a shape that does not fit the others.
+    Raises InputError for a list of another length and for an array of a shape that does not match the others.
     """
     layout = [*KERAS_ENCODER, *KERAS_DECODER][: len(weights)]
     if len(weights) not in (len(KERAS_ENCODER), len(KERAS_ENCODER + KERAS_DECODER)):
@@ -110,18 +112,18 @@ def import_keras(weights: Sequence[np.ndarray], iterations: int = 3) -> CapsNet:
 
 
 def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
-    """Write a folder for `CapsNet.from_pretrained` (config.json, model.safetensors), whole or not at all.
+    """Write a folder for `CapsNet.from_pretrained` (config.json, model.safetensors), atomically.
 
     `source` is a .pt or .pth file for `import_pytorch`: a state dict, or a checkpoint that has one under "state_dict",
     "model_state_dict" or "model"; or an .npz file for `import_keras`, as np.savez(file, *model.get_weights()) writes
-    it. `iterations` is theirs, as they count. No pickled class is ever loaded.
+    it. `iterations` is theirs, as they count. Pickled classes are never loaded.
 
-    Raises InputError for a file that cannot be read so, weights that do not fit, and a folder that is not empty.
+    Raises InputError for a file of another content, weights that do not match, and a folder that is not empty.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty: name another folder")
     if source.suffix not in (".pt", ".pth", ".npz"):
-        raise InputError(f"{source} is no .pt, .pth or .npz file: docs/coming-from.md says how to make one")
+        raise InputError(f"{source} is not a .pt, .pth or .npz file: docs/coming-from.md says how to make one")
     if source.suffix == ".npz":
         network = import_keras(_read_arrays(source), iterations)
     else:
@@ -138,7 +140,7 @@ def _read_state_dict(source: Path) -> Mapping[str, Any]:
         state = _load_state(source)
     except InputError:
         raise
-    except Exception as error:  # whose words, PyTorch's, advise to load the pickle all the same
+    except Exception as error:  # PyTorch's message, which advises to load the pickle nevertheless, is left out
         raise InputError(f"{source} cannot be read as a state dict ({type(error).__name__}): {way_out}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -166,15 +168,15 @@ def _read_arrays(source: Path) -> list[np.ndarray]:
 
 
 def _checked(weights: Mapping[str, Any], layout: Sequence[Move]) -> dict[str, Tensor]:
-    """All weights of a layout and no others, in float32 on the CPU, with as many axes as they should have."""
+    """The weights of a layout in float32 on the CPU, with none missing or unknown and each with the right axes."""
     wanted = {move.theirs: move.axes.split(" -> ")[0] for move in layout}
     for name in [*wanted, *weights]:
         if name not in weights:
             raise InputError(f"{name} is missing: give all {len(wanted)} weights of the network")
         if name not in wanted:
-            raise InputError(f"{name} is no weight of this network: leave it out")
+            raise InputError(f"{name} is not a weight of this network: leave it out")
         if not _is_dense(weights[name]):
-            raise InputError(f"{name} is no dense tensor of real numbers: give the weights as they are trained")
+            raise InputError(f"{name} is not a dense tensor of real numbers: give the weights as they are trained")
         shape = list(weights[name].shape)
         if len(shape) != len(re.sub(r"\(.*?\)", "together", wanted[name]).split()) or 0 in shape:
             raise InputError(f"{name} is {shape}, but should be [{wanted[name]}]")
@@ -182,7 +184,7 @@ def _checked(weights: Mapping[str, Any], layout: Sequence[Move]) -> dict[str, Te
 
 
 def _is_dense(weight: Any) -> bool:
-    """Whether a weight is a tensor that holds all its numbers: not sparse, quantized, complex or expanded."""
+    """Whether a weight is a tensor that stores all its numbers: not sparse, quantized, complex or expanded."""
     if not isinstance(weight, Tensor) or weight.is_nested or weight.layout != torch.strided or weight.is_quantized:
         return False
     held = weight.device.type != "meta" and weight.numel() * weight.element_size() <= weight.untyped_storage().nbytes()
@@ -190,7 +192,7 @@ def _is_dense(weight: Any) -> bool:
 
 
 def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequence[int], **options: Any) -> CapsNet:
-    """The network that the shapes ask for, with the weights; `routed` is the matrices' shape in our axes, i j d e."""
+    """The network with these weights, its sizes inferred; `routed` is the shape [i, j, d, e] of the matrices."""
     conv1, primary = (rearrange(tensors[layout[k].theirs], layout[k].axes).shape for k in (0, 2))
     (conv_channels, channels, conv_kernel, _), (children, classes, child_dim, capsule_dim) = conv1, routed
     types, least = max(1, primary[0] // child_dim), conv_kernel + primary[2] - 1
@@ -200,16 +202,16 @@ def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequ
     if layout[-1].ours.startswith("decoder."):
         side, options["decoder"] = isqrt(len(tensors[layout[-1].theirs]) // channels), "dense"
     shape = (channels, max(side, least), max(side, least))
-    with torch.device("meta"):  # the shapes alone, which may be anything as long as they are not compared
+    with torch.device("meta"):  # without memory, since the sizes may be anything before the shapes are compared
         skeleton = CapsNet(shape, classes, primary_stride=STRIDE, **options)
-    state = _moved(skeleton, tensors, layout)
+    state = _rearranged(skeleton, tensors, layout)
     network = CapsNet(shape, classes, primary_stride=STRIDE, **options)
     network.load_state_dict(state)
     return network.eval()
 
 
-def _moved(network: CapsNet, tensors: Mapping[str, Tensor], layout: Sequence[Move]) -> dict[str, Tensor]:
-    """The weights under our names, along our axes."""
+def _rearranged(network: CapsNet, tensors: Mapping[str, Tensor], layout: Sequence[Move]) -> dict[str, Tensor]:
+    """The weights by our names, with our axes."""
     sizes = dict(zip("hwyxj", (*network.grid, *network.image_shape[1:], network.classes), strict=True))
     state = {}
     for theirs, ours, axes in layout:
@@ -217,6 +219,6 @@ def _moved(network: CapsNet, tensors: Mapping[str, Tensor], layout: Sequence[Mov
         known = {axis: size for axis, size in sizes.items() if axis in re.findall(r"\w+", axes)}
         wanted = rearrange(network.get_parameter(ours), f"{here} -> {there}", **known).shape
         if tensors[theirs].shape != wanted:
-            raise InputError(f"{theirs} is {list(tensors[theirs].shape)}, but the other weights ask for {list(wanted)}")
+            raise InputError(f"{theirs} is {list(tensors[theirs].shape)}, but the other weights need {list(wanted)}")
         state[ours] = rearrange(tensors[theirs], axes, **known).clone(memory_format=torch.contiguous_format)
     return state

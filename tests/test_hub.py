@@ -215,5 +215,5 @@ def test_a_hub_name_goes_to_the_hub_and_a_failure_there_is_one_line():
     environment = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "PATH": "/usr/bin:/bin"}
     environment |= {"PYTHONPATH": ":".join(filter(None, sys.path))}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert result.stdout.startswith("user/model is no folder, and the hub does not give it: "), result.stderr
+    assert result.stdout.startswith("user/model is not a folder, and cannot be loaded from the hub: "), result.stderr
     assert result.stdout.count("\n") == 1

@@ -12,7 +12,7 @@ from capsnet.build import losses
 from capsnet.errors import InputError
 from capsnet.losses import margin_loss
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 
 SMALL = {"conv_channels": 8, "conv_kernel": 3, "primary_types": 2, "primary_kernel": 3, "capsule_dim": 6}
 NETWORKS = {
@@ -21,15 +21,15 @@ NETWORKS = {
 }
 IMAGES = {
     "one image": (torch.rand(1, 12, 12), r"\(1, 12, 12\), not \[1, 12, 12\]: give one image as images.unsqueeze\(0\)"),
-    "no channels": (torch.rand(2, 12, 12), r"sees images \[b, c, h, w\] of \(1, 12, 12\), not \[2, 12, 12\]"),
+    "no channels": (torch.rand(2, 12, 12), r"takes images \[b, c, h, w\] of \(1, 12, 12\), not \[2, 12, 12\]"),
     "an axis too many": (torch.rand(1, 2, 1, 12, 12), r"of \(1, 12, 12\), not \[1, 2, 1, 12, 12\]"),
     "another size": (torch.rand(2, 1, 12, 13), r"of \(1, 12, 12\), not \[2, 1, 12, 13\]"),
     "a number": (torch.rand(()), r"of \(1, 12, 12\), not \[\]"),
     "bytes": (
         torch.zeros(2, 1, 12, 12, dtype=torch.uint8),
-        r"images are torch.uint8: bring them to floats from 0 to 1, as images.float\(\) / 255 does",
+        r"images are torch.uint8: convert them to floats from 0 to 1, as images.float\(\) / 255 does",
     ),
-    "whole numbers": (torch.zeros(2, 1, 12, 12, dtype=torch.int64), "images are torch.int64: bring them to floats"),
+    "whole numbers": (torch.zeros(2, 1, 12, 12, dtype=torch.int64), "images are torch.int64: convert them to floats"),
     "float64": (
         torch.rand(2, 1, 12, 12, dtype=torch.float64),
         r"images are torch.float64 and the network's weights torch.float32: give images.to\(torch.float32\)",
@@ -37,7 +37,7 @@ IMAGES = {
     "bf16": (torch.rand(2, 1, 12, 12).bfloat16(), "images are torch.bfloat16 and the network's weights torch.float32"),
     "another device": (
         torch.empty(2, 1, 12, 12, device="meta"),
-        "images are on meta and the network on cpu: bring both to one device",
+        "images are on meta and the network on cpu: move both to one device",
     ),
 }
 

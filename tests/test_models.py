@@ -185,7 +185,7 @@ def test_a_network_without_a_decoder_classifies_and_refuses_to_draw():
     lengths, capsules, drawing = network(torch.rand(2, 1, 12, 12))
     assert lengths.shape == (2, 3)
     assert drawing is None
-    with pytest.raises(InputError, match="this network has no decoder, so it cannot draw"):
+    with pytest.raises(InputError, match="this network has no decoder, so it cannot reconstruct"):
         network.decode(capsules, torch.tensor([0, 1]))
 
 

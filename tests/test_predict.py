@@ -10,9 +10,9 @@ from PIL import Image
 
 from capsnet import evaluation
 from capsnet.analysis.detection.detector import Detector, fit_detector, load_detector, save_detector
+from capsnet.cli.run import print_predictions
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batches
-from capsnet.printing import print_predictions
 from capsnet.runs import load_run
 from tests.training import BASELINE, TINY, few_digits, train
 
@@ -159,9 +159,9 @@ def test_the_table_flags_suspicious_images_and_has_the_threshold(with_detector, 
     print_predictions(predict(with_detector, [pictures[0], noise]), inverted=False)
     said = capsys.readouterr().out
     rows = {line.split("│")[1].strip().rpartition("/")[2]: line for line in said.splitlines() if ".png" in line}
-    assert "drawn badly" in rows["noise.png"]
-    assert "drawn badly" not in rows["0.png"]
-    assert f"drawn badly: an error above {threshold:.2f}, as few validation images have" in said
+    assert rows["noise.png"].split("│")[6].strip() == "yes"
+    assert rows["0.png"].split("│")[6].strip() == "no"
+    assert f"suspicious: a reconstruction error above {threshold:.2f}, as 5 % of the validation images have" in said
 
 
 def test_the_table_says_how_to_get_a_detector_where_there_is_none(trained, pictures, tmp_path, capsys):

@@ -122,12 +122,12 @@ mounts = pytest.mark.skipif(
 
 @mounts
 def test_on_a_full_disk_there_is_one_line_and_the_last_checkpoint_stays(tmp_path):
-    line = "train digits --run run --epochs 2 --precision 32-true --compile False"  # a checkpoint takes 10 MiB
-    look = "from capsnet.checkpoints import load_checkpoint; from capsnet.runs import load_run; "
-    look += "print('stands at', load_checkpoint(load_run('run'))['step'])"
+    line = "train digits --run run --epochs 2 --precision 32-true --no-compile"  # a checkpoint takes 10 MiB
+    code = "from capsnet.checkpoints import load_checkpoint; from capsnet.runs import load_run; "
+    code += "print('stands at', load_checkpoint(load_run('run'))['step'])"
     inside = f"cd {shlex.quote(str(tmp_path))} && mount -t tmpfs -o size=18m none . && cd {shlex.quote(str(tmp_path))}"
-    look = shlex.join([sys.executable, "-c", look])
-    process = in_own_mounts(f"{inside} && {shlex.join(COMMAND)} {line}; echo status $?; {look}")
+    code = shlex.join([sys.executable, "-c", code])
+    process = in_own_mounts(f"{inside} && {shlex.join(COMMAND)} {line}; echo status $?; {code}")
     assert re.fullmatch("capsnet: cannot write .*No space left on device[^\n]*\n", process.stderr), process
     assert process.stdout.endswith("status 2\nstands at 41\n")  # the first of two epochs
 
@@ -139,9 +139,9 @@ def test_on_a_full_disk_there_is_one_line_and_the_last_checkpoint_stays(tmp_path
         "train digits --run new",
         "train digits --run ended --resume",
         "train digits --run ended --overwrite",
-        "figures ended --only confusion",
+        "report ended --only confusion",
         "couplings ended",
-        "detection ended --count 2",
+        "detection ended --images 2",
     ],
 )
 def test_on_a_read_only_file_system_there_is_one_line(place, line):

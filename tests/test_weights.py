@@ -167,7 +167,7 @@ def test_a_weight_of_capsnet_pytorch_that_is_missing_or_does_not_fit_is_refused(
     weights = pytorch_weights()
     with pytest.raises(InputError, match=f"^{name} is missing: give all 12 weights"):
         import_pytorch({other: weight for other, weight in weights.items() if other != name})
-    with pytest.raises(InputError, match=r"^\S+ is \[.*\], but the other weights ask for \[.*\]$"):
+    with pytest.raises(InputError, match=r"^\S+ is \[.*\], but the other weights need \[.*\]$"):
         import_pytorch(weights | {name: torch.cat([weights[name]] * 2, dim=-1)})
     with pytest.raises(InputError, match=rf"^{name} is \[1.*\], but should be \[.*\]$"):
         import_pytorch(weights | {name: weights[name][None]})
@@ -177,7 +177,7 @@ def test_a_weight_of_capsnet_pytorch_that_is_missing_or_does_not_fit_is_refused(
 def test_an_array_of_capsnet_keras_that_does_not_fit_is_refused(place):
     arrays = keras_weights()
     arrays[place] = np.concatenate([arrays[place]] * 2)
-    with pytest.raises(InputError, match=r"^.+ is \[.*\], but the other weights ask for \[.*\]$"):
+    with pytest.raises(InputError, match=r"^.+ is \[.*\], but the other weights need \[.*\]$"):
         import_keras(arrays)
     with pytest.raises(InputError, match="11 arrays, or 5 without a decoder, not 10: give all"):
         import_keras(arrays[:place] + arrays[place + 1 :])
@@ -188,7 +188,7 @@ def test_what_no_such_network_has_is_refused():
         import_pytorch(pytorch_weights(decoder=False) | {"conv1.weight": torch.ones(5, 5)})
     with pytest.raises(InputError, match=r"^conv1.weight is \[6, 0, 3, 3\], but should be "):
         import_pytorch(pytorch_weights(decoder=False) | {"conv1.weight": torch.ones(6, 0, 3, 3)})
-    with pytest.raises(InputError, match=r"^fc9\.weight is no weight of this network: leave it out$"):
+    with pytest.raises(InputError, match=r"^fc9\.weight is not a weight of this network: leave it out$"):
         import_pytorch(pytorch_weights() | {"fc9.weight": torch.ones(2)})
     with pytest.raises(InputError, match="is at least 0, not -1"):
         import_pytorch(pytorch_weights(), -1)
@@ -273,7 +273,7 @@ def odd_weights():
 @pytest.mark.parametrize("kind", odd_weights())
 def test_a_weight_that_is_no_plain_tensor_is_refused_by_name(kind):
     weights = pytorch_weights(decoder=False) | {"conv1.weight": odd_weights()[kind]}
-    with pytest.raises(InputError, match=r"^conv1\.weight is no dense tensor of real numbers: give the weights"):
+    with pytest.raises(InputError, match=r"^conv1\.weight is not a dense tensor of real numbers: give the weights"):
         import_pytorch(weights)
 
 
@@ -324,7 +324,7 @@ def test_nothing_that_a_file_has_pickled_is_run(tmp_path, name):
 
 def test_a_file_of_another_kind_is_refused_with_the_page_that_helps(tmp_path):
     with pytest.raises(
-        InputError, match=r"trained_model.h5 is no .pt, .pth or .npz file: docs/coming-from.md says how"
+        InputError, match=r"trained_model.h5 is not a .pt, .pth or .npz file: docs/coming-from.md says how"
     ):
         import_weights(tmp_path / "trained_model.h5", tmp_path / "net")
 

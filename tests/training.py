@@ -17,8 +17,7 @@ from capsnet.baselines import ConvBaseline
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import Data, load_data
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import Digits
+from capsnet.recipes import Digits, Recipe
 from capsnet.runs import Run, load_run, start_run
 
 TINY = Digits(

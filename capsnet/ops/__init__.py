@@ -1,1 +1,1 @@
-"""Pure functions of capsule networks: each fast path here has a slow twin that it is tested against."""
+"""Pure functions of capsule networks; each fast backend is tested against the reference."""

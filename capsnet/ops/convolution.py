@@ -1,6 +1,6 @@
-"""A strided convolution, by Fourier transform where that is faster.
+"""A strided convolution by the fastest method: direct, by Fourier transform, or as one matrix product.
 
-The primary capsules' convolution (9x9, stride 2, 256 → 256 channels) is 94 % of a CapsNet's arithmetic.
+The primary capsules' convolution (9x9, stride 2, 256 → 256 channels) takes 94 % of a CapsNet's arithmetic.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from capsnet.ops.squash import sum_dtype
 
 
 class Overhead(NamedTuple):
-    """What the Fourier transforms cost, in units of their products."""
+    """The cost of the Fourier transforms, in units of the products of the coefficients."""
 
-    weight: float  # of the weight's transform, in images
-    channel: float  # of a channel's transform of the images, for each point along an axis, in channels
+    weight: float  # of the weight's transform, as a number of images
+    channel: float  # of one channel's transform of the images, for each point along an axis, as a number of channels
 
 
-# On a processor, by the dtype of the products and whether there are gradients. `benchmarks/convolution.py` measures
-# both ways over a list of shapes; a test holds the choice to what it found.
+# On a CPU, by the dtype of the products and whether gradients are needed. `benchmarks/convolution.py` measures both
+# methods for a list of shapes, and a test compares the choice with the measurements.
 OVERHEADS = {
     (torch.bfloat16, True): Overhead(60, 2),
     (torch.bfloat16, False): Overhead(85, 12),
@@ -33,7 +33,7 @@ OVERHEADS = {
 
 
 def strided_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`torch.nn.functional.conv2d` without padding, by Fourier transform or as one matrix product where that is faster.
+    """`torch.nn.functional.conv2d` without padding, by the fastest method.
 
     images [b, c, h, w], weight [k, c, y, x], bias [k] → [b, k, (h - y) // stride + 1, (w - x) // stride + 1]
     """
@@ -45,7 +45,7 @@ def strided_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, s
 
 
 def _unfolded_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """The same as one matrix product, whose gradient for images of one channel takes a third of conv2d's time."""
+    """The same as one matrix product; its gradient for images of one channel takes a third of conv2d's time."""
     kernel_size, size = weight.shape[2:], images.shape[2:]
     down, across = ((n - k) // stride + 1 for n, k in zip(size, kernel_size, strict=True))
     patches = F.unfold(images.to(sum_dtype(images)), kernel_size, stride=stride).to(images.dtype)  # [b, c·y·x, places]
@@ -54,7 +54,7 @@ def _unfolded_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None, stride
 
 
 def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the transform saves more multiplications than the transforms cost."""
+    """Whether the Fourier transform saves more multiplications than it costs."""
     overhead = OVERHEADS.get((product_dtype(images), torch.is_grad_enabled()))
     if overhead is None or images.device.type != "cpu" or not len(images):
         return False
@@ -62,7 +62,7 @@ def _fourier_pays(images: Tensor, weight: Tensor, stride: int) -> bool:
         return False
     compiled = is_compiled(images.shape[1], len(weight))
     if not compiled and product_dtype(images) != torch.float32:
-        return False  # the transforms in float32 by matrix products take longer than the convolution
+        return False  # as matrix products in float32, the transforms take longer than the convolution
     points, _, outputs = sizes(images, weight, stride)
     if min(outputs) <= 0 or max(points) > MOST:
         return False

@@ -1,17 +1,17 @@
 /* A batch of images to Fourier coefficients and back, by axis: `capsnet/ops/fourier.py` compiles and calls this.
 
-An image is cut into stride · stride phases. The coefficients of a phase's grid of places come in three passes, over its
-columns, over its rows, and over few products of both waves each. A vec holds LANES channels, and so every operation is
-on many channels at once. Layouts, all contiguous, REALs or bf16 as `shape` says:
+An image is split into stride · stride phases. The coefficients of a phase's grid of places take three passes: over its
+columns, over its rows, and over a few products of the two waves for each coefficient. A vec holds LANES channels, so
+every operation is on LANES channels at once. All layouts are contiguous, with floats or bf16 as `shape` says:
 
-images         [images, height, width, channels], of which places beyond the image are zero
+images         [images, height, width, channels]; places of a phase beyond the image count as zero
 coefficients   [coefficients, images, stride · stride, channels]
 across         [waves, places] of the columns, down the same of the rows; transposed in `synthesize`
 mix            rows of products of waves in compressed form: entries starts[m] to starts[m + 1] of indices and values;
                `synthesize` has the transposed rows
 scratch        [workers, coefficients, stride · stride, channels] of floats
 
-Each of the workers, which are OpenMP's threads and so PyTorch's, does its own part of the images' phases. */
+The workers are OpenMP's threads, which are PyTorch's; each has its own part of the images. */
 
 #include <string.h>
 
@@ -47,7 +47,7 @@ INLINE vec load(const void *from, long at, long bf16) {
     return (vec)(__builtin_convertvector(*(const halves *)((const unsigned short *)from + at), bits) << 16);
 }
 
-/* The nearest bf16, even where two are as near; what is not a number stays so. */
+/* Round to the nearest bf16, ties to even; NaN stays NaN. */
 INLINE void store(vec a, void *to, long at, long bf16) {
     if (!bf16) {
         *(vec *)((float *)to + at) = a;
@@ -58,7 +58,7 @@ INLINE void store(vec a, void *to, long at, long bf16) {
         __builtin_convertvector((nan & (all | 0x400000) | (~nan & near)) >> 16, halves);
 }
 
-/* to[r] = sum over n of matrix[r, n] from[n] for a few rows r; what is read and written is so many vecs apart. */
+/* to[r] = sum over n of matrix[r, n] from[n] for a few rows r; from_step and to_step are strides in vecs. */
 INLINE void multiply_rows(int rows, long inner, const float *restrict matrix, long width, const vec *restrict from,
                           long from_step, vec *restrict to, long to_step) {
     vec sums[4] = {0};
@@ -86,7 +86,7 @@ INLINE vec mixed(const mix *x, long m, const vec *restrict from) {
     return sum;
 }
 
-/* How many of a phase's places lie in an image that is so long. */
+/* How many of a phase's places lie within an image of this length. */
 INLINE long inside(long length, long phase, long stride, long places) {
     long there = (length - phase + stride - 1) / stride;
     return there < 0 ? 0 : there < places ? there : places;

@@ -1,14 +1,14 @@
 """A strided convolution by the discrete Fourier transform, with a fifth of the multiplications.
 
-A stride of s splits a convolution into s·s ordinary ones with kernels s times smaller, one for each phase of the grid.
-A convolution of length n is a product of n Fourier coefficients. Those of real numbers come in conjugate pairs, and the
-complex product of a pair is made of three real ones, of waves at 0, 60 and 120 degrees. For the paper's 20x20 grid and
-9x9 kernel that is 148 matrix products of [b, 1024] with [1024, 256] in place of the 36 · 81 of [b, 256] with
-[256, 256]. The three angles add less rounding than Gauss's three products (4/3 of the variance of the complex product's
-in place of 2), so that even in bf16 the error is at most twice the direct sum's.
+A convolution with stride s is a sum of s·s ordinary convolutions with kernels s times smaller, one for each phase of
+the grid. A convolution of length n is a product of n Fourier coefficients. Those of real numbers come in conjugate
+pairs, and the complex product of a pair is computed from three real products, of waves at 0, 60 and 120 degrees. For
+the paper's 20x20 grid and 9x9 kernel these are 148 matrix products of [b, 1024] by [1024, 256], in place of 36 · 81 of
+[b, 256] by [256, 256]. The three angles add less rounding error than Gauss's three products (4/3 of the variance of the
+complex product, in place of 2), so that even in bf16 the error is at most twice that of the direct convolution.
 
-The transforms themselves are sums over one axis after the other, always in float32: in C (`fourier.c`), or as one
-matrix product where there is no C compiler, which takes six times the arithmetic.
+The transforms are sums over one axis after the other, always in float32: in C (`fourier.c`) or, if there is no C
+compiler, as one matrix product with six times the arithmetic.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ from capsnet.ops.compiler import address, aligned, is_readable, library_for_this
 
 SOURCE = Path(__file__).with_suffix(".c")
 FUNCTIONS = ("lanes", "analyze", "synthesize")
-MOST = 16  # points along an axis, of which a grid stays in the nearest cache
+MOST = 16  # points along an axis, so that a grid fits the nearest cache
 
 Pair = tuple[int, int]  # of the rows' axis and the columns'
 
@@ -38,8 +38,8 @@ Pair = tuple[int, int]  # of the rows' axis and the columns'
 def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
     """`torch.nn.functional.conv2d` without padding, by Fourier transform.
 
-    Under autocast, and of images in bf16, the products are in bf16 and are summed in float32; the transforms are in
-    float32 always. The result has the dtype that conv2d's would have.
+    Under autocast, and for images in bf16, the products are in bf16 and summed in float32; the transforms are always in
+    float32. The result has the same dtype as that of conv2d.
 
     images [b, c, h, w], weight [k, c, y, x], bias [k] → [b, k, (h - y) // stride + 1, (w - x) // stride + 1]
     """
@@ -53,7 +53,7 @@ def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, s
 
 
 def sizes(images: Tensor, weight: Tensor, stride: int) -> tuple[Pair, Pair, Pair]:
-    """Points of the transform, taps of a phase's kernel and outputs."""
+    """The points of the transform, the taps of a phase's kernel, and the outputs, along both axes."""
     outputs = [(n - k) // stride + 1 for n, k in zip(_size(images), _size(weight), strict=True)]
     taps = [ceil(k / stride) for k in _size(weight)]
     points = [p + t - 1 for p, t in zip(outputs, taps, strict=True)]
@@ -61,14 +61,14 @@ def sizes(images: Tensor, weight: Tensor, stride: int) -> tuple[Pair, Pair, Pair
 
 
 def product_dtype(images: Tensor) -> torch.dtype:
-    """The dtype in which `conv2d` would multiply: autocast's, which float64 is exempt from, or the images' own."""
+    """The dtype in which `conv2d` multiplies: autocast's, except for float64, or that of the images."""
     device = images.device.type
     casts = torch.is_autocast_enabled(device) and images.dtype != torch.float64
     return torch.get_autocast_dtype(device) if casts else images.dtype
 
 
 def is_compiled(*channels: int) -> bool:
-    """Whether `fourier.c` serves images of so many channels on this processor."""
+    """Whether `fourier.c` can transform images with these numbers of channels on this CPU."""
     if torch.compiler.is_compiling():
         return False
     library = _library()
@@ -80,7 +80,7 @@ def _size(images: Tensor) -> Pair:
 
 
 class _Products(torch.autograd.Function):
-    """Products x wᵀ [m, b, k] of x [m, b, c] and w [m, k, c], each with a gradient that lies in memory as it does."""
+    """Products x wᵀ [m, b, k] of x [m, b, c] and w [m, k, c]; each gradient has the strides of its tensor."""
 
     generate_vmap_rule = True
 
@@ -110,8 +110,7 @@ class _Products(torch.autograd.Function):
 class Waves:
     """A linear map from the places of a grid to its coefficients: the matrix mix · (down ⊗ across).
 
-    down [n, rows] and across [n, columns] are cosines and sines along an axis, and each row of mix [m, n · n] has few
-    numbers that are not zero.
+    down [n, rows] and across [n, columns] are cosines and sines along an axis; mix [m, n · n] is sparse.
     """
 
     def __init__(self, down: Tensor, across: Tensor, mix: Tensor) -> None:
@@ -119,14 +118,14 @@ class Waves:
         self.matrix = mix @ torch.kron(down, across)
         """The map as one matrix [m, rows · columns] in float64."""
         self.analysis = down.float().contiguous(), across.float().contiguous(), *_compressed(mix)
-        """What `fourier.c` reads to analyze: down, across and mix in compressed rows."""
+        """The arguments of `analyze` in `fourier.c`: down, across and mix in compressed rows."""
         self.synthesis = down.T.float().contiguous(), across.T.float().contiguous(), *_compressed(mix.T)
-        """The same of the transposed map."""
+        """Those of `synthesize`, for the transposed map."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """The map of some waves for every phase of images of one size, and its transpose, which is its derivative.
+    """A map of `Waves`, applied to every phase of images of one size, and its transpose, which is its gradient.
 
     images [b, c, h, w] ↔ coefficients [m, b, phases · c], each in its dtype
     """
@@ -142,17 +141,17 @@ class Transform:
         return self.apply(images, True)
 
     def synthesize(self, coefficients: Tensor) -> Tensor:
-        """What the transposed map makes of coefficients."""
+        """The transposed map of coefficients."""
         return self.apply(coefficients, False)
 
     def apply(self, given: Tensor, analyzes: bool) -> Tensor:
-        """One of the two, for autograd and torch.func; the compiler sees matrix products."""
+        """One of the two, differentiable by autograd and torch.func; torch.compile sees matrix products."""
         if torch.compiler.is_compiling():
             return self.plain(given, analyzes)
         return _Linear.apply(given, self, analyzes)
 
     def compute(self, given: Tensor, analyzes: bool) -> Tensor:
-        """One of the two, by the way that suits the tensor."""
+        """One of the two, in C if possible."""
         return self.native(given, analyzes) if self.is_native(given, analyzes) else self.plain(given, analyzes)
 
     def plain(self, given: Tensor, analyzes: bool) -> Tensor:
@@ -174,7 +173,7 @@ class Transform:
         return F.pad(images, (0, w - s * columns, 0, h - s * rows)).to(self.images)
 
     def is_native(self, given: Tensor, analyzes: bool) -> bool:
-        """Whether `fourier.c` can take these numbers."""
+        """Whether `fourier.c` can transform this tensor."""
         channels = given.shape[1] if analyzes else given.shape[2] // self.stride**2
         dtypes = self.images, self.coefficients
         known = dtypes in ((torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float32, torch.bfloat16))
@@ -218,7 +217,7 @@ class _Shape(ctypes.Structure):
 
 
 class _Linear(torch.autograd.Function):
-    """A transform, or its transpose; the derivative of one is the other."""
+    """A transform or its transpose; the gradient of one is the other."""
 
     @staticmethod
     def forward(given: Tensor, transform: Transform, analyzes: bool) -> Tensor:
@@ -249,12 +248,12 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
-    """See `_find_waves`, a constant to torch.compile."""
+    """See `_find_waves`; torch.compile treats the result as a constant."""
     return _find_waves(points, taps, outputs)
 
 
-# What torch.compiler.assume_constant_result does, less the seconds that its import of the compiler takes.
-_waves._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# As torch.compiler.assume_constant_result does, but without importing the compiler, which takes seconds.
+vars(_waves)["_dynamo_marked_constant"] = True
 
 
 @lru_cache(maxsize=16)
@@ -262,11 +261,11 @@ _waves._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _find_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves, Waves]:
     """Maps with correlation(x, w) = inverseᵀ @ ((forward @ x) * (kernel @ w)), in float64.
 
-    A frequency that is its own conjugate takes one row. Of each other pair one is taken, and the complex product
-    (a + ib)(c + id) = re + i im comes from three real ones: q(t) = (a cos t + b sin t)(c cos t + d sin t) is
+    A frequency that is its own conjugate takes one row. Each pair of conjugate frequencies takes three, for the complex
+    product (a + ib)(c + id) = re + i im of one of them: q(t) = (a cos t + b sin t)(c cos t + d sin t) is
     (ac + bd + re cos 2t + im sin 2t) / 2, so re and im are 4/3 of the sums of q cos 2t and q sin 2t over the angles t.
     """
-    with torch.device("cpu"), _disable_current_modes():  # what is kept serves callers who are not traced too
+    with torch.device("cpu"), _disable_current_modes():  # the cached maps are also for callers that are not traced
         return _build_waves(points, taps, outputs)
 
 
@@ -283,17 +282,17 @@ def _build_waves(points: Pair, taps: Pair, outputs: Pair) -> tuple[Waves, Waves,
             for matrix, row in zip(rows, new, strict=True):
                 matrix.append(row)
     down, across = (_axis(n) for n in points)
-    whole = torch.kron(down, across)
+    both = torch.kron(down, across)
     maps = []
     for matrix, (height, width) in zip(rows, (points, taps, outputs), strict=True):
-        mix = torch.linalg.solve(whole, torch.stack(matrix), left=False)
+        mix = torch.linalg.solve(both, torch.stack(matrix), left=False)
         scale = 1 if matrix is not rows[2] else 1 / (points[0] * points[1])
         maps.append(Waves(down[:, :height], across[:, :width], scale * mix.where(mix.abs() > 1e-9, 0)))
     return maps[0], maps[1], maps[2]
 
 
 def _angle(frequency: Sequence[int], points: Pair) -> Tensor:
-    """How far a wave of one frequency has turned at every point of a grid, row by row."""
+    """The phase angle of a wave of one frequency at every point of a grid, row by row."""
     down, across = (torch.arange(n, dtype=torch.float64) * f / n for n, f in zip(points, frequency, strict=True))
     return 2 * pi * (down[:, None] + across).flatten()
 
@@ -305,7 +304,7 @@ def _axis(points: int) -> Tensor:
 
 
 def _compressed(mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each row starts, and the places and values of what is not zero: int32, int32 and float32."""
-    kept = mix.nonzero()  # row by row
+    """Compressed rows: where each row starts (int32), and the columns (int32) and values (float32) of the nonzeros."""
+    nonzero = mix.nonzero()  # row by row
     starts = F.pad((mix != 0).sum(dim=1).cumsum(dim=0), (1, 0))
-    return starts.int(), kept[:, 1].int().contiguous(), mix[tuple(kept.T)].float()
+    return starts.int(), nonzero[:, 1].int().contiguous(), mix[tuple(nonzero.T)].float()

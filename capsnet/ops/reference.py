@@ -1,4 +1,4 @@
-"""Dynamic routing as the paper prints it: Procedure 1 of Sabour, Frosst and Hinton (2017), line by line."""
+"""Dynamic routing as printed in the paper: Procedure 1 of Sabour, Frosst and Hinton (2017), line by line."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -22,14 +22,16 @@ def vote(children: Tensor, weight: Tensor) -> Tensor:
 
 
 def couple(logits: Tensor, none_of_the_above: bool = False) -> Tensor:
-    """How each child shares itself out over its parents (Eq. 3); `leaky` adds a none-of-the-above logit with logit 0.
+    """The coupling coefficients: a softmax over each child's parents (Eq. 3).
 
-    logits [b, i, j] → couplings [b, i, j], which sum to 1 over the parents, or to less where the orphan has a share
+    `none_of_the_above` adds a logit of 0 that belongs to no parent; a child's couplings then sum to less than 1.
+
+    logits [b, i, j] → couplings [b, i, j]
     """
     if not none_of_the_above:
         return logits.softmax(dim=-1)  # over parents j
-    orphan = logits.new_zeros(*logits.shape[:-1], 1)
-    return torch.cat([logits, orphan], dim=-1).softmax(dim=-1)[..., :-1]  # over parents j and the orphan
+    extra = logits.new_zeros(*logits.shape[:-1], 1)
+    return torch.cat([logits, extra], dim=-1).softmax(dim=-1)[..., :-1]  # over parents j and none of the above
 
 
 def routing_trace(
@@ -43,9 +45,11 @@ def routing_trace(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Procedure 1, line by line: the couplings and the parents of every iteration.
 
-    `prior` [i, j] is where the logits start (zeros, as printed, if None); `bias` [j, e] is added to the weighted sum
-    in every iteration, as the authors' code does; `gradient="last"` treats the agreement as a constant, so that
-    gradients pass through the last weighted sum alone.
+    `prior` [i, j] holds the initial logits (None for zeros, as printed). `bias` [j, e] is added to the weighted sum in
+    every iteration, as in the authors' code. `none_of_the_above` is that of `couple`. `gradient="last"` treats the
+    agreement as a constant, so that gradients flow through the last weighted sum only.
+
+    Raises InputError for fewer than one iteration and for an unknown gradient.
 
     votes [b, i, j, e] → couplings [b, i, j], parents [b, j, e] of each iteration in turn
     """
@@ -54,7 +58,7 @@ def routing_trace(
     if prior is not None:
         logits = logits + prior
     for iteration in range(1, iterations + 1):  # line 3
-        couplings = couple(logits, none_of_the_above)  # line 4: each child shares out 1 over its parents
+        couplings = couple(logits, none_of_the_above)  # line 4: each child distributes 1 over its parents
         total = einsum(couplings, votes, "b i j, b i j e -> b j e")  # line 5
         parents = squash(total if bias is None else total + bias)  # line 6
         yield couplings, parents
@@ -83,7 +87,7 @@ def dynamic_routing(
 
 
 def check_routing(iterations: int, gradient: str) -> None:
-    """Refuse what no routing can do, with an InputError."""
+    """Raise InputError for fewer than one iteration and for an unknown gradient."""
     if iterations < 1:
         raise InputError(f"routing takes at least one iteration, not {iterations}")
     if gradient not in ("all", "last"):

@@ -1,11 +1,11 @@
-"""The one door to routing: the parents of Procedure 1 of Sabour, Frosst and Hinton (2017), by the fastest path."""
+"""Dynamic routing: the parents of Procedure 1 of Sabour, Frosst and Hinton (2017), by the fastest backend."""
 
 import torch
 from torch import Tensor
 
 from capsnet.errors import InputError
-from capsnet.ops.derivatives import route_without_votes
-from capsnet.ops.paths import choose_path, is_asked_for
+from capsnet.ops.autograd import route_without_votes
+from capsnet.ops.dispatch import choose_backend, is_forced
 from capsnet.ops.reference import Gradient, check_routing, dynamic_routing, vote
 from capsnet.ops.squash import sum_dtype
 
@@ -20,14 +20,15 @@ def route(
     none_of_the_above: bool = False,
     gradient: Gradient = "all",
 ) -> Tensor:
-    """The parents that `dynamic_routing(vote(children, weight), ...)` gives, with no votes stored.
+    """The parents of `dynamic_routing(vote(children, weight), ...)`, without storing the votes.
 
-    `prior` [i, j], `bias` [j, e], `leaky` and `gradient` are those of `routing_trace`. Children and weight are of one
-    dtype, which the parents have too; sums and logits are in float32, or in float64 for such children, and so may
-    prior and bias be. Under autocast the matrix products run in its dtype and the parents are in float32, but float64
-    stays float64. Of few votes the textbook's own path is the fastest and is taken; only it has second derivatives
-    and derivatives in forward mode, and the others say so when one is asked for.
-    Raises InputError for shapes, dtypes and devices that do not fit, iterations below 1 and an unknown gradient.
+    `prior` [i, j], `bias` [j, e], `none_of_the_above` and `gradient` are those of `routing_trace`. Children and weight
+    have one dtype, which the parents have too. Sums and logits are in float32, or in float64 if the children are, and
+    prior and bias may be in that dtype. Under autocast the matrix products run in its dtype and the parents are in
+    float32, but float64 stays float64. For few votes the reference is the fastest backend. Only the reference has
+    second derivatives and forward-mode derivatives; the others raise InputError when one is computed.
+
+    Raises InputError for shapes, dtypes and devices that do not match, no iteration, and an unknown gradient.
 
     children [b, i, d], weight [i, j, d, e] → parents [b, j, e]
     """
@@ -55,10 +56,11 @@ def _route(
     none_of_the_above: bool,
     gradient: Gradient,
 ) -> Tensor:
-    exact = sum_dtype(children)  # of sums and logits
-    prior, bias = (None if t is None else t.to(exact) for t in (prior, bias))
-    if is_asked_for("twin") or (not torch.compiler.is_compiling() and choose_path(children, weight) == "twin"):
-        votes = vote(children, weight).to(exact)
+    dtype = sum_dtype(children)  # of sums and logits
+    prior, bias = (None if t is None else t.to(dtype) for t in (prior, bias))
+    compiling = torch.compiler.is_compiling()  # compiled code chooses the backend when it runs
+    if is_forced("reference") or (not compiling and choose_backend(children, weight) == "reference"):
+        votes = vote(children, weight).to(dtype)
         return dynamic_routing(
             votes, iterations, prior=prior, bias=bias, none_of_the_above=none_of_the_above, gradient=gradient
         )
@@ -68,7 +70,7 @@ def _route(
 def _check_shapes(children: Tensor, weight: Tensor, prior: Tensor | None, bias: Tensor | None) -> None:
     if children.ndim != 3 or weight.ndim != 4 or children.shape[1:] != weight.shape[::2]:
         raise InputError(
-            f"children [b, i, d] and weight [i, j, d, e] do not fit: {list(children.shape)} and {list(weight.shape)}"
+            f"children [b, i, d] and weight [i, j, d, e] do not match: {list(children.shape)} and {list(weight.shape)}"
         )
     i, j, _, e = weight.shape
     for name, tensor, shape in (("prior [i, j]", prior, (i, j)), ("bias [j, e]", bias, (j, e))):
@@ -80,18 +82,18 @@ def _check_devices(children: Tensor, **others: Tensor | None) -> None:
     for name, tensor in others.items():
         if tensor is not None and tensor.device != children.device:
             raise InputError(
-                f"children are on {children.device} and {name} on {tensor.device}: bring both to one device"
+                f"children are on {children.device} and {name} on {tensor.device}: move both to one device"
             )
 
 
 def _check_dtypes(children: Tensor, weight: Tensor, prior: Tensor | None, bias: Tensor | None, cast: bool) -> None:
-    """Refuse what is no floating-point number, and what would be rounded though nobody asked for it."""
+    """Refuse tensors that are not floating-point, and those that would be rounded although nobody asked for it."""
     for name, tensor in {"children": children, "weight": weight, "prior": prior, "bias": bias}.items():
         if tensor is not None and not tensor.is_floating_point():
             raise InputError(f"{name} must be floating-point numbers, not {tensor.dtype}")
     if children.dtype != weight.dtype and not cast:
-        raise InputError(f"children are {children.dtype} and weight {weight.dtype}: bring both to one dtype")
-    exact = sum_dtype(children)
+        raise InputError(f"children are {children.dtype} and weight {weight.dtype}: convert both to one dtype")
+    sums = sum_dtype(children)
     for name, tensor in (("prior", prior), ("bias", bias)):
-        if tensor is not None and torch.promote_types(tensor.dtype, exact) != exact:
-            raise InputError(f"{name} is {tensor.dtype}, but sums are {exact} for these children: bring it to that")
+        if tensor is not None and torch.promote_types(tensor.dtype, sums) != sums:
+            raise InputError(f"{name} is {tensor.dtype}, but sums are {sums} for these children: convert it to {sums}")

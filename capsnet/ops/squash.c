@@ -1,7 +1,7 @@
-/* The squash and its gradient in one pass over memory each: `capsnet/ops/fused_squash.py` compiles and calls this.
+/* The squash and its gradient in one pass over memory each: `capsnet/ops/squash.py` compiles and calls this.
 
 Compiled for one REAL and D; numbers in memory are REALs or, with BF16, bf16. A tensor [sizes[0], sizes[1], sizes[2], D]
-has its own strides along the first three axes, and the D numbers of a capsule are neighbours. */
+has its own strides along the first three axes, and the D numbers of a capsule are contiguous. */
 
 #include <string.h>
 
@@ -22,7 +22,7 @@ INLINE void load(const number *from, REAL *to) {
     memcpy(to, &all, D * sizeof(REAL));
 }
 
-/* The nearest bf16, even where two are as near; what is not a number stays so. */
+/* Round to the nearest bf16, ties to even; NaN stays NaN. */
 INLINE void store(const REAL *from, number *to) {
     bits all = {0};
     memcpy(&all, from, D * sizeof(REAL));
@@ -61,9 +61,9 @@ void squash(const long *sizes, long workers, const number *s, const long *s_stri
             }
 }
 
-/* to_s = |s| / (1 + |s|²) grad + (s · grad) / |s| (1 - |s|²) / (1 + |s|²)² s, grad being that of v; zero where s is */
+/* grad_s = |s| / (1 + |s|²) grad + (s · grad) / |s| (1 - |s|²) / (1 + |s|²)² s, with grad for v; zero where s is zero */
 void squash_gradient(const long *sizes, long workers, const number *s, const long *s_strides, const number *grad,
-                     const long *grad_strides, number *to_s, const long *to_strides) {
+                     const long *grad_strides, number *grad_s, const long *grad_s_strides) {
 #pragma omp parallel for num_threads(workers)
     for (long b = 0; b < sizes[0]; b++)
         for (long n = 0; n < sizes[1]; n++)
@@ -76,6 +76,6 @@ void squash_gradient(const long *sizes, long workers, const number *s, const lon
                 REAL length = ROOT(square), shrink = 1 / (1 + square);
                 REAL lengthwise = length > 0 ? along / length * (1 - square) * shrink * shrink : 0;
                 for (int d = 0; d < D; d++) x[d] = g[d] * (length * shrink) + x[d] * lengthwise;
-                store(x, (number *)row(to_s, to_strides, b, n, m));
+                store(x, (number *)row(grad_s, grad_s_strides, b, n, m));
             }
 }

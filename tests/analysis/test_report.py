@@ -13,6 +13,7 @@ from capsnet.analysis.subject import Context
 from capsnet.baselines import ConvBaseline
 from capsnet.data import Data
 from capsnet.evaluation import Predictions, evaluate
+from capsnet.files import write_json
 from capsnet.recipes import Fast
 
 from .conftest import TRAINING
@@ -113,7 +114,7 @@ PART = {"from_step": 0, "steps": 9, "device": "chip", "cores": 2, "platform": "L
 
 
 def write_parts(run, *parts):
-    run.write_json("environment.json", {"parts": parts})
+    write_json(run.folder / "environment.json", {"parts": parts})
 
 
 def test_the_environment_is_that_of_the_run(report, make_run):

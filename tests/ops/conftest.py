@@ -1,20 +1,20 @@
-"""Fixtures of the tests of routing: each of its fast paths in turn, and memory that holds nothing of use."""
+"""Fixtures of the tests of routing: each backend in turn, a machine without compiled code, and memory full of NaN."""
 
 import pytest
 import torch
 
-from capsnet.ops import compiler, fourier, fused_squash, native, streaming
-from capsnet.ops.paths import routing_path
-from tests.ops.routes import PATHS
+from capsnet.ops import compiler, fourier, native, squash, streaming
+from capsnet.ops.dispatch import routing_backend
+from tests.ops.helpers import BACKENDS
 
-LIBRARIES = (native.compiled, fourier._library, fused_squash._compiled)  # which are kept once they are compiled
+LIBRARIES = (native.compiled, fourier._library, squash._compiled)  # which are kept once they are compiled
 
 
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Every path but the twin in turn, with tiles so small that several are needed."""
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """Every backend but the reference in turn, with tiles so small that several are needed."""
     monkeypatch.setattr(streaming, "CACHE", 512)
-    with routing_path(request.param):
+    with routing_backend(request.param):
         yield request.param
 
 
@@ -24,11 +24,11 @@ def nothing_compiled(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for found in LIBRARIES:
         found.cache_clear()
-    compiler._warn.cache_clear()
+    compiler._warn_once.cache_clear()
     yield tmp_path / "cache" / "capsnet" / "native"
     for found in LIBRARIES:
         found.cache_clear()
-    compiler._warn.cache_clear()
+    compiler._warn_once.cache_clear()
 
 
 @pytest.fixture

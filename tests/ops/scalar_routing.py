@@ -13,9 +13,9 @@ def scalar_vote(child: Tensor, matrix: Tensor) -> list[Tensor]:
 
 
 def scalar_couplings(logits: list[Tensor], none_of_the_above: bool = False) -> list[Tensor]:
-    """Eq. 3: one child's shares in its parents; a none-of-the-above logit has the logit 0."""
+    """Eq. 3: one child's couplings to its parents; the none-of-the-above logit is 0."""
     powers = [logit.exp() for logit in logits]
-    total = sum(powers) + (1 if leaky else 0)
+    total = sum(powers) + (1 if none_of_the_above else 0)
     return [power / total for power in powers]
 
 

@@ -13,15 +13,15 @@ import torch
 
 from capsnet.ops import compiler, native
 from capsnet.ops.compiler import CompilerError
-from capsnet.ops.paths import choose_path
-from tests.ops.routes import no_compiler
+from capsnet.ops.dispatch import choose_backend
+from tests.ops.helpers import no_compiler
 
 ROUTE = """
 import torch
-from capsnet.ops.paths import routing_path
+from capsnet.ops.dispatch import routing_backend
 from capsnet.ops.routing import route
 
-with routing_path("native"):
+with routing_backend("native"):
     print(route(torch.ones(1, 2, 3), torch.ones(2, 2, 3, 2)).tolist())
 """
 MANY = torch.empty(64, 1152, 8), torch.empty(1152, 10, 8, 16)
@@ -130,14 +130,14 @@ COMPILERS = {
     ),
     "a compiler of something else": (
         lambda folder: script(folder, 'cc -shared -o "$last" -x c /dev/null'),
-        "has no function lanes, per_word, scratch_size, even_sum, weighted_sum, gradients",
+        "has no function lanes, per_word, scratch_size, uniform_sum, weighted_sum, gradients",
     ),
 }
 
 
 def assert_routing_is_streamed(caplog, reason):
-    assert choose_path(*MANY) == "streaming"
-    assert choose_path(*(t.double() for t in MANY)) == "streaming"  # and nothing is said again
+    assert choose_backend(*MANY) == "streaming"
+    assert choose_backend(*(t.double() for t in MANY)) == "streaming"  # and nothing is said again
     [record] = (record for record in caplog.records if record.levelno >= logging.WARNING)
     assert record.message.startswith("routing is not compiled and runs in plain PyTorch: ")
     assert "\n" not in record.message

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from capsnet.ops import native, streaming
-from capsnet.ops.paths import routing_path
+from capsnet.ops.dispatch import routing_backend
 from capsnet.ops.routing import route
-from tests.ops.routes import inputs, no_compiler
+from tests.ops.helpers import inputs, no_compiler
 
 pytestmark = no_compiler
 SHAPES = [
@@ -24,8 +24,10 @@ def passes(shape, none_of_the_above, with_prior):
     """Compiled passes in bf16 and plain ones in float64, over the same numbers."""
     children, weight = (t.bfloat16() for t in inputs(*shape))
     prior = torch.randn(shape[1:3]) if with_prior else None
-    exact = streaming.Passes(*(None if t is None else t.double() for t in (children, weight, prior)), none_of_the_above)
-    return native.Passes(children, weight, prior, none_of_the_above), exact
+    exact = streaming.Streaming(
+        *(None if t is None else t.double() for t in (children, weight, prior)), none_of_the_above
+    )
+    return native.Native(children, weight, prior, none_of_the_above), exact
 
 
 def parents(shape, *many):
@@ -39,11 +41,11 @@ def parents(shape, *many):
 @pytest.mark.parametrize("shape", SHAPES + ODD, ids=str)
 def test_sums_of_bf16_are_as_exact_as_those_of_float32(shape, none_of_the_above, with_prior):
     ours, exact = passes(shape, none_of_the_above, with_prior)
-    agreed, grad = parents(shape), parents(shape)
+    parent_sum, grad = parents(shape), parents(shape)
     for found, expected in (
-        (ours.even_sum(), exact.even_sum()),
-        (ours.weighted_sum(agreed), exact.weighted_sum(agreed)),
-        (ours.pull(agreed, grad), exact.pull(agreed, grad)),
+        (ours.uniform_sum(), exact.uniform_sum()),
+        (ours.weighted_sum(parent_sum), exact.weighted_sum(parent_sum)),
+        (ours.agreement_gradient(parent_sum, grad), exact.agreement_gradient(parent_sum, grad)),
     ):
         torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
 
@@ -56,9 +58,9 @@ def test_sums_of_bf16_are_as_exact_as_those_of_float32(shape, none_of_the_above,
 @pytest.mark.parametrize("shape", SHAPES + ODD, ids=str)
 def test_gradients_of_bf16_are_exact_but_for_rounding(shape, through, needs):
     ours, exact = passes(shape, False, True)
-    agreed, grad, even = parents(shape, 2), parents(shape, 2), parents(shape)
-    found = ours.gradients(agreed, grad, even, through, needs)
-    expected = exact.gradients(agreed.double(), grad.double(), even.double(), through, needs)
+    parent_sum, grad, even = parents(shape, 2), parents(shape, 2), parents(shape)
+    found = ours.gradients(parent_sum, grad, even, through, needs)
+    expected = exact.gradients(parent_sum.double(), grad.double(), even.double(), through, needs)
     for name, ours, its in zip(("children", "weight", "prior"), found, expected, strict=True):
         assert (ours is None) == (its is None), name
         if ours is not None:
@@ -70,17 +72,17 @@ def test_children_of_bf16_may_lie_anywhere_in_memory(b):
     children, weight = (t.bfloat16() for t in inputs(b, 7, 3, 8, 16))
     moved = torch.empty(children.numel() + 1, dtype=torch.bfloat16)[1:].view(children.shape).copy_(children)
     assert moved.storage_offset() % 2
-    with routing_path("native"):
+    with routing_backend("native"):
         assert torch.equal(route(moved, weight), route(children, weight))
         turned = children.mT.contiguous().mT, weight.mT.contiguous().mT
         assert torch.equal(route(*turned), route(children, weight))
 
 
-def test_what_is_not_a_number_in_bf16_is_not_hidden():
+def test_nan_in_bf16_is_not_hidden():
     children, weight = (t.bfloat16().requires_grad_() for t in inputs(20, 7, 3, 8, 16))
     with torch.no_grad():
         children[4, 2, 5] = torch.nan
-    with routing_path("native"):
+    with routing_backend("native"):
         routed = route(children, weight)
         to_children, to_weight = torch.autograd.grad(routed.sum(), (children, weight))
     assert routed.isnan().flatten(1).any(dim=1).nonzero().tolist() == [[4]]

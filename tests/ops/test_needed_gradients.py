@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capsnet.models import CapsNet
-from capsnet.ops import fused, streaming
+from capsnet.ops import autograd, streaming
 from capsnet.ops.convolution import fourier_conv2d
 from capsnet.ops.routing import route
-from tests.ops.routes import LargestTensor, arguments, by, twin
+from tests.ops.helpers import LargestTensor, arguments, by, reference
 
 SHAPE = (5, 7, 3, 5, 8)
 INPUTS = ("children", "weight", "prior", "bias")
@@ -31,27 +31,29 @@ def gradients_for(names, function, tensors, **options):
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("gradient", ["all", "last"])
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-def test_the_needed_gradients_of_routing_have_the_bits_that_they_have_among_all(names, gradient, path):
-    tensors = arguments(SHAPE, "prior", "bias", path=path)
+def test_the_needed_gradients_of_routing_have_the_bits_that_they_have_among_all(names, gradient, backend):
+    tensors = arguments(SHAPE, "prior", "bias", backend=backend)
     found = gradients_for(names, route, tensors, gradient=gradient)
     together = dict(zip(INPUTS, by(route, tensors, gradient=gradient)[1:], strict=True))
-    for name, ours, expected in zip(names, found, gradients_for(names, twin, tensors, gradient=gradient), strict=True):
+    for name, ours, expected in zip(
+        names, found, gradients_for(names, reference, tensors, gradient=gradient), strict=True
+    ):
         assert torch.equal(ours, together[name]), name
         torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("names", [("children",), ("weight",), ("bias",), ("weight", "bias")], ids="+".join)
 @pytest.mark.parametrize("iterations", [1, 3])
-def test_the_needed_gradients_without_a_prior_have_the_bits_that_they_have_among_all(names, iterations, path):
-    tensors = arguments(SHAPE, "bias", path=path)
+def test_the_needed_gradients_without_a_prior_have_the_bits_that_they_have_among_all(names, iterations, backend):
+    tensors = arguments(SHAPE, "bias", backend=backend)
     together = dict(zip(tensors, by(route, tensors, iterations=iterations)[1:], strict=True))
     for name, ours in zip(names, gradients_for(names, route, tensors, iterations=iterations), strict=True):
         assert torch.equal(ours, together[name]), name
 
 
-def test_backward_makes_nothing_of_the_size_of_a_frozen_weight(path, monkeypatch):
+def test_backward_makes_nothing_of_the_size_of_a_frozen_weight(backend, monkeypatch):
     monkeypatch.setattr(streaming, "CACHE", 1 << 10)
-    tensors = arguments((8, 64, 16, 8, 8), "prior", path=path)
+    tensors = arguments((8, 64, 16, 8, 8), "prior", backend=backend)
     weight = tensors["weight"]
     parents = route(**{name: t.requires_grad_(t is not weight) for name, t in tensors.items()})
     with LargestTensor(weight) as largest:
@@ -67,26 +69,26 @@ def flops(names, tensors):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("path", ["streaming"], indirect=True)
-def test_the_matrix_products_of_frozen_tensors_are_skipped(path):
+@pytest.mark.parametrize("backend", ["streaming"], indirect=True)
+def test_the_matrix_products_of_frozen_tensors_are_skipped(backend):
     b, i, j, d, e = SHAPE
-    tensors = arguments(SHAPE, "prior", "bias", path=path)
+    tensors = arguments(SHAPE, "prior", "bias", backend=backend)
     product_ = 2 * b * i * j * d * e  # FLOP of one product of the votes' size
     assert flops(INPUTS, tensors) - flops(("children", "prior", "bias"), tensors) == 6 * product_  # 2 of each iteration
     assert flops(("bias",), tensors) == 2 * 3 * product_  # through the agreements of the last two iterations alone
 
 
 @pytest.mark.parametrize("needs", list(product([False, True], repeat=4)), ids=str)
-def test_the_backward_operation_is_what_torch_expects_of_it(needs, path):
-    children, weight, prior, bias = arguments(SHAPE, "prior", "bias", path=path).values()
-    parents, sums = fused.routed(children, weight, prior, bias, 3, False, True)
+def test_the_backward_operation_is_what_torch_expects_of_it(needs, backend):
+    children, weight, prior, bias = arguments(SHAPE, "prior", "bias", backend=backend).values()
+    parents, sums = autograd.route_op(children, weight, prior, bias, 3, False, True)
     args = children, weight, prior, sums, torch.randn_like(parents), False, True, list(needs)
-    torch.library.opcheck(fused.routed_backward, args)
-    assert [bool(t.numel()) for t in fused.routed_backward(*args)] == list(needs)
+    torch.library.opcheck(autograd.route_backward_op, args)
+    assert [bool(t.numel()) for t in autograd.route_backward_op(*args)] == list(needs)
 
 
 @pytest.mark.parametrize("names", [("children",), ("weight",), ("prior", "bias")], ids="+".join)
-def test_compiled_code_computes_the_needed_gradients_alone(names, path):
+def test_compiled_code_computes_the_needed_gradients_alone(names, backend):
     backward = []
 
     def compile_forward(graph, _):
@@ -99,7 +101,7 @@ def test_compiled_code_computes_the_needed_gradients_alone(names, path):
     def doubled(**tensors):
         return route(**tensors) * 2
 
-    tensors = arguments(SHAPE, "prior", "bias", path=path)
+    tensors = arguments(SHAPE, "prior", "bias", backend=backend)
     backend = aot_autograd(fw_compiler=compile_forward, bw_compiler=compile_backward)
     compiled = torch.compile(doubled, fullgraph=True, backend=backend)
     found = gradients_for(names, compiled, tensors)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from einops import einsum
 
-from capsnet.ops.paths import routing_path
+from capsnet.ops.dispatch import routing_backend
 from capsnet.ops.reference import dynamic_routing, routing_trace, vote
 from capsnet.ops.routing import route
 from capsnet.ops.squash import squash
 from tests.ops.gradients import with_gradients
-from tests.ops.routes import no_compiler
+from tests.ops.helpers import no_compiler
 from tests.ops.scalar_routing import scalar_routing
 
 
@@ -22,18 +22,18 @@ def with_votes(children, weight, *args, **options):
     return dynamic_routing(vote(children, weight), *args, **options)
 
 
-def by(path):
-    """Routing by one of its fast paths, of inputs so few that `route` itself would keep their votes."""
+def by(backend):
+    """Routing by one of its fast backends, of inputs so few that `route` itself would keep their votes."""
 
     def call(*args, **options):
-        with routing_path(path):
+        with routing_backend(backend):
             return route(*args, **options)
 
     return call
 
 
 ROUTINGS = [
-    pytest.param(with_votes, id="twin"),
+    pytest.param(with_votes, id="reference"),
     pytest.param(by("streaming"), id="streaming"),
     pytest.param(by("native"), id="native", marks=no_compiler),
 ]
@@ -67,10 +67,10 @@ def test_routing_equals_procedure_1_with_one_number_at_a_time(routing, iteration
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_what_the_gradient_passes_through_changes_the_gradient_alone(routing):
     children, weight = inputs()
-    through_all = with_gradients(lambda *inputs: routing(*inputs, gradient="all"), children, weight)
-    through_last = with_gradients(lambda *inputs: routing(*inputs, gradient="last"), children, weight)
-    torch.testing.assert_close(through_all[0], through_last[0])
-    for all_, last in zip(through_all[1:], through_last[1:], strict=True):
+    all_iterations = with_gradients(lambda *inputs: routing(*inputs, gradient="all"), children, weight)
+    last_iteration = with_gradients(lambda *inputs: routing(*inputs, gradient="last"), children, weight)
+    torch.testing.assert_close(all_iterations[0], last_iteration[0])
+    for all_, last in zip(all_iterations[1:], last_iteration[1:], strict=True):
         assert (all_ - last).abs().max() > 0.01
 
 

@@ -1,4 +1,4 @@
-"""The twin of the textbook is Procedure 1: checked against single numbers, and for what the paper says of it."""
+"""The reference is Procedure 1: checked against single numbers, and for what the paper says of it."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_a_vote_is_the_child_times_the_matrix_of_the_pair():
     torch.testing.assert_close(votes[1, 2, 3], children[1, 2] @ weight[2, 3])
 
 
-def test_each_child_shares_out_1_over_its_parents(votes):
+def test_each_child_distributes_1_over_its_parents(votes):
     for couplings, _ in routing_trace(votes, 3):
         torch.testing.assert_close(couplings.sum(dim=-1), torch.ones(4, 6, dtype=torch.float64))
 
@@ -37,7 +37,7 @@ def test_couplings_start_at_the_prior(votes):
     torch.testing.assert_close(couplings, prior.softmax(dim=-1).expand(4, 6, 3))
 
 
-def test_a_leaky_child_keeps_some_of_itself_for_the_orphan(votes):
+def test_with_none_of_the_above_a_childs_couplings_sum_to_less_than_1(votes):
     for couplings, _ in routing_trace(votes, none_of_the_above=True):
         assert (couplings.sum(dim=-1) < 1).all()
     torch.testing.assert_close(

@@ -5,17 +5,17 @@ import torch
 
 from capsnet.ops import streaming
 from capsnet.ops.routing import route
-from tests.ops.routes import LargestTensor, arguments, twin
+from tests.ops.helpers import LargestTensor, arguments, reference
 
 
 @pytest.mark.parametrize("gradient", ["all", "last"])
 @pytest.mark.parametrize("extras", [(), ("prior", "bias")], ids=str)
-def test_nothing_of_the_size_of_the_votes_or_the_logits_is_ever_made(extras, gradient, path, monkeypatch):
+def test_nothing_of_the_size_of_the_votes_or_the_logits_is_ever_made(extras, gradient, backend, monkeypatch):
     monkeypatch.setattr(streaming, "CACHE", 1 << 13)
     b, i, j, d, e = 64, 64, 64, 1, 2
-    tensors = {name: t.requires_grad_() for name, t in arguments((b, i, j, d, e), *extras, path=path).items()}
+    tensors = {name: t.requires_grad_() for name, t in arguments((b, i, j, d, e), *extras, backend=backend).items()}
     with LargestTensor() as largest:
-        twin(**tensors, gradient=gradient)
+        reference(**tensors, gradient=gradient)
     assert largest.nbytes >= b * i * j * e * 8
     with LargestTensor() as largest:
         route(**tensors, gradient=gradient).sum().backward()
@@ -32,18 +32,20 @@ def kept(function):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("extras", [(), ("prior", "bias")], ids=str)
-def test_what_backward_keeps_is_the_inputs_and_each_iterations_parents(extras, dtype, path):
+def test_what_backward_keeps_is_the_inputs_and_each_iterations_parents(extras, dtype, backend):
     b, i, j, d, e = 8, 50, 10, 4, 16
-    tensors = arguments((b, i, j, d, e), *extras, path=path, dtype=dtype)
+    tensors = arguments((b, i, j, d, e), *extras, backend=backend, dtype=dtype)
     tensors = {name: t.requires_grad_() for name, t in tensors.items()}
     exact = 8 if dtype == torch.float64 else 4
     bound = (b * i * d + i * j * d * e) * dtype.itemsize + (3 * b * j * e + i * j) * exact
-    assert kept(lambda: route(**tensors)) <= bound < b * i * j * e * dtype.itemsize <= kept(lambda: twin(**tensors))
+    assert (
+        kept(lambda: route(**tensors)) <= bound < b * i * j * e * dtype.itemsize <= kept(lambda: reference(**tensors))
+    )
 
 
-def test_autocast_keeps_children_and_weight_in_its_dtype(path):
-    if path == "triton":
-        pytest.skip("autocast is the processor's here")
+def test_autocast_keeps_children_and_weight_in_its_dtype(backend):
+    if backend == "triton":
+        pytest.skip("autocast is that of the CPU here")
     b, i, j, d, e = 8, 50, 10, 4, 16
     children, weight = (t.requires_grad_() for t in arguments((b, i, j, d, e), dtype=torch.float32).values())
     with torch.autocast("cpu", torch.bfloat16):

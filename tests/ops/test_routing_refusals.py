@@ -1,11 +1,11 @@
-"""What routing cannot take is refused, with the value and the way out, on every path and before any work."""
+"""Inputs that routing cannot take are refused before any work, with the value and the way out."""
 
 import pytest
 import torch
 
 from capsnet.errors import InputError
 from capsnet.ops.routing import route
-from tests.ops.routes import arguments, inputs
+from tests.ops.helpers import arguments, inputs
 
 SHAPE = (2, 7, 3, 5, 8)
 
@@ -26,7 +26,7 @@ def test_an_unknown_gradient_is_refused():
     [((2, 6, 5), (7, 3, 5, 8)), ((2, 7, 4), (7, 3, 5, 8)), ((7, 5), (7, 3, 5, 8)), ((2, 7, 5), (7, 5, 8))],
 )
 def test_children_and_a_weight_that_do_not_fit_are_refused_with_their_shapes(children, weight):
-    with pytest.raises(InputError, match="do not fit") as refusal:
+    with pytest.raises(InputError, match="do not match") as refusal:
         route(torch.randn(children), torch.randn(weight))
     assert str(list(children)) in str(refusal.value)
     assert str(list(weight)) in str(refusal.value)
@@ -48,7 +48,7 @@ def test_a_prior_or_bias_that_does_not_fit_is_refused(option, shape, message):
 def test_devices_that_differ_are_refused(name):
     tensors = arguments(SHAPE, "prior", "bias")
     tensors[name] = tensors[name].to("meta")
-    with pytest.raises(InputError, match=f"children are on cpu and {name} on meta: bring both to one device"):
+    with pytest.raises(InputError, match=f"children are on cpu and {name} on meta: move both to one device"):
         route(**tensors)
 
 
@@ -64,14 +64,14 @@ def test_what_is_no_floating_point_number_is_refused(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_children_and_a_weight_of_two_dtypes_are_refused(dtype):
     children, weight = inputs(*SHAPE, dtype=torch.float32)
-    message = f"children are torch.float32 and weight {dtype}: bring both to one dtype"
+    message = f"children are torch.float32 and weight {dtype}: convert both to one dtype"
     with pytest.raises(InputError, match=message):
         route(children, weight.to(dtype))
 
 
 def test_autocast_casts_no_float64():
     children, weight = inputs(*SHAPE)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="bring both to one dtype"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="convert both to one dtype"):
         route(children, weight.float())
 
 

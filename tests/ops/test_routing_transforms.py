@@ -1,4 +1,4 @@
-"""What torch.func makes of routing: it equals the twin's, or says that only the twin has such a derivative."""
+"""Derivatives by torch.func equal the reference's, or the error says that only the reference has them."""
 
 import pytest
 import torch
@@ -6,28 +6,28 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from capsnet.errors import InputError
-from capsnet.ops import fused
-from capsnet.ops.paths import routing_path
+from capsnet.ops import autograd
+from capsnet.ops.dispatch import routing_backend
 from capsnet.ops.routing import route
-from tests.ops.routes import arguments, inputs
+from tests.ops.helpers import arguments, inputs
 
 # PyTorch's own, as it loads what forward mode needs.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 SHAPE = (2, 3, 4, 5, 2)
-WAY_OUT = r"only the twin's routing has second derivatives and derivatives in forward mode: .* routing_path\(\"twin\"\)"
+WAY_OUT = r"only the reference backend has second derivatives and forward-mode .* routing_backend\(\"reference\"\)"
 
 
 @pytest.fixture
-def pair(path):
-    """Children and a weight, where the path runs."""
-    return tuple(arguments(SHAPE, path=path).values())
+def pair(backend):
+    """Children and a weight, where the backend runs."""
+    return tuple(arguments(SHAPE, backend=backend).values())
 
 
 @pytest.fixture
-def rows(path):
+def rows(backend):
     """Six of such children and of such weights, and of a prior and a bias."""
-    many = [arguments(SHAPE, "prior", "bias", path=path).values() for _ in range(6)]
+    many = [arguments(SHAPE, "prior", "bias", backend=backend).values() for _ in range(6)]
     return [torch.stack(row) for row in zip(*many, strict=True)]
 
 
@@ -35,15 +35,15 @@ def loss(children, weight, prior=None, bias=None):
     return route(children, weight, prior=prior, bias=bias).square().sum()
 
 
-def equals_the_twins(function, *args):
+def equals_the_reference(function, *args):
     found = function(*args)
-    with routing_path("twin"):
+    with routing_backend("reference"):
         torch.testing.assert_close(found, function(*args))
 
 
 @pytest.mark.parametrize("transform", [lambda: grad(loss, argnums=(0, 1)), lambda: jacrev(route, argnums=(0, 1))])
-def test_gradients_by_torch_func_are_the_twins(transform, pair):
-    equals_the_twins(transform(), *pair)
+def test_gradients_by_torch_func_equal_the_references(transform, pair):
+    equals_the_reference(transform(), *pair)
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=["children", "weight", "both"])
@@ -65,26 +65,26 @@ def test_vmap_may_go_over_any_axis_and_over_prior_and_bias(rows):
 
 
 def test_rows_of_children_are_routed_as_one_batch(rows, pair, monkeypatch):
-    passes, batches = fused._passes, []
+    make, batches = autograd._backend, []
 
     def watched(children, *others):
         batches.append(len(children))
-        return passes(children, *others)
+        return make(children, *others)
 
-    monkeypatch.setattr(fused, "_passes", watched)
+    monkeypatch.setattr(autograd, "_backend", watched)
     vmap(route, (0, None))(rows[0], pair[1])
     assert batches == [rows[0].shape[0] * rows[0].shape[1]]
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (0, 0, 0, 0)], ids=str)
-def test_gradients_of_each_row_are_the_twins(in_dims, rows):
+def test_gradients_of_each_row_equal_the_references(in_dims, rows):
     args = [many if dim == 0 else many[0] for many, dim in zip(rows, in_dims, strict=False)]
-    equals_the_twins(vmap(grad(loss, argnums=tuple(range(len(args)))), in_dims), *args)
+    equals_the_reference(vmap(grad(loss, argnums=tuple(range(len(args)))), in_dims), *args)
 
 
-def test_the_gradient_of_many_rows_is_the_twins(rows):
-    equals_the_twins(grad(lambda *rows: vmap(loss)(*rows).sum(), argnums=(0, 1, 2, 3)), *rows)
-    equals_the_twins(grad(lambda cs, w: vmap(loss, (0, None))(cs, w).sum(), argnums=(0, 1)), rows[0], rows[1][0])
+def test_the_gradient_of_many_rows_equals_the_references(rows):
+    equals_the_reference(grad(lambda *rows: vmap(loss)(*rows).sum(), argnums=(0, 1, 2, 3)), *rows)
+    equals_the_reference(grad(lambda cs, w: vmap(loss, (0, None))(cs, w).sum(), argnums=(0, 1)), rows[0], rows[1][0])
 
 
 BEYOND = {
@@ -97,10 +97,10 @@ BEYOND = {
 
 
 @pytest.mark.parametrize("function", BEYOND.values(), ids=BEYOND)
-def test_torch_func_is_refused_what_only_the_twin_has(function, pair):
+def test_torch_func_is_refused_what_only_the_reference_has(function, pair):
     with pytest.raises(InputError, match=WAY_OUT):
         function(*pair)
-    with routing_path("twin"):
+    with routing_backend("reference"):
         assert function(*pair) is not None
 
 
@@ -111,20 +111,20 @@ def test_a_second_derivative_is_refused_when_it_is_taken_and_not_before(pair):
         gradient.sum().backward()
 
 
-def test_a_gradient_that_may_be_differentiated_is_the_twins(pair):
+def test_a_gradient_that_may_be_differentiated_equals_the_references(pair):
     pair = [t.requires_grad_() for t in pair]
-    equals_the_twins(lambda *pair: torch.autograd.grad(loss(*pair), pair, create_graph=True), *pair)
+    equals_the_reference(lambda *pair: torch.autograd.grad(loss(*pair), pair, create_graph=True), *pair)
 
 
-def test_the_twin_has_second_derivatives():
+def test_the_reference_has_second_derivatives():
     pair = [t.requires_grad_() for t in inputs(2, 3, 2, 2, 3)]
-    with routing_path("twin"):
+    with routing_backend("reference"):
         assert torch.autograd.gradgradcheck(route, pair)
 
 
 def test_of_few_votes_second_derivatives_are_there_without_asking():
     children, weight = inputs(*SHAPE)
-    with routing_path("twin"):
+    with routing_backend("reference"):
         expected = hessian(loss)(children, weight)
     torch.testing.assert_close(hessian(loss)(children, weight), expected)
 

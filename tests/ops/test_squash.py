@@ -5,11 +5,10 @@ import logging
 import pytest
 import torch
 
-from capsnet.ops import fused_squash
 from capsnet.ops import squash as module
 from capsnet.ops.squash import plain_squash, squash, squash_gradient
 from tests.ops.gradients import with_gradients
-from tests.ops.routes import no_compiler
+from tests.ops.helpers import no_compiler
 
 # PyTorch's own, as it loads what forward mode needs.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -107,7 +106,7 @@ def of(function, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_code_gives_what_plain_pytorch_gives(layout, e, dtype):
     s = vectors(3, 4, 5, e).to(dtype)
-    assert type(squash(s.clone().requires_grad_()).grad_fn).__name__ == "FusedSquashBackward"
+    assert type(squash(s.clone().requires_grad_()).grad_fn).__name__ == "CompiledSquashBackward"
     expected = with_gradients(of(exact_squash, layout), s)
     torch.testing.assert_close(with_gradients(of(squash, layout), s), expected)
 
@@ -146,7 +145,7 @@ def test_errors_are_at_most_twice_those_of_plain_pytorch(dtype):
 
 @only_compiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_not_a_number_or_infinite_stays_where_it_is(dtype):
+def test_nan_and_infinity_stay_where_they_are(dtype):
     s = vectors(5, 8).to(dtype)
     s[1, 3], s[3, 0] = torch.nan, torch.inf
     found = with_gradients(squash, s)
@@ -212,11 +211,11 @@ def test_the_gradient_alone_is_that_of_the_squash(dtype):
 def test_without_a_compiler_it_is_plain_and_says_so(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fused_squash._compiled.cache_clear()
+    module._compiled.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             s = vectors(3, 8)
             assert torch.equal(squash(s), plain_squash(s))
         assert ["the squash is not compiled" in line for line in caplog.messages] == [True]
     finally:
-        fused_squash._compiled.cache_clear()
+        module._compiled.cache_clear()

@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
+
 from capsnet import cli
 from capsnet.errors import InputError
-from capsnet.verbs import VERBS
+from tests.commands import parsed
 from tests.soak.processes import fork, import_all
 
 LINES = 5_000
@@ -27,7 +29,6 @@ VALUES = (
     *("x" * 300, "../" * 100, "é", "🧀", "%s", "{0}", "-h", "--run", "--resume", "--seed=1", "@file", "*"),
 )
 SOUND = ("1", "2", "3", "0.5", "8", "digits", "dense", "capsnet", "fast", "mnist", "True", "a", "small-cnn", "auto")
-SLOW = ("bench",)  # parsed only, like the training of data that exist
 DATA = ("digits", "mnist", "fashion_mnist")
 
 
@@ -45,7 +46,7 @@ def commands(room: Path, rng: random.Random, count: int | None) -> dict[str, Any
 def try_lines(room: Path, rng: random.Random, n: int, record: Path) -> None:
     """Try n lines, and write their outcomes to a file."""
     os.chdir(room)
-    flags = {name: flags_of(name) for name in VERBS}
+    flags = {name: flags_of(name) for name in cli.COMMANDS}
     outcomes, found, examples = Counter[str](), Counter[str](), dict[str, list[str]]()
     slowest = 0.0
     for _ in range(n):
@@ -62,10 +63,10 @@ def try_lines(room: Path, rng: random.Random, n: int, record: Path) -> None:
 
 
 def flags_of(name: str) -> list[str]:
-    """The flags in the help of a command."""
+    """The options that the help of a command names."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        cli.parse([name, "--help"])
+    with contextlib.redirect_stdout(said), contextlib.suppress(click.exceptions.Exit):
+        cli.execute([name, "--help"])
     return sorted({*re.findall(r"--[a-z][a-z-]*", said.getvalue())})
 
 
@@ -74,8 +75,8 @@ def outcome_of(line: list[str]) -> tuple[str, str | None]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            verb = cli.parse(line)
-        if line[0] in SLOW or (line[0] == "train" and verb.data in DATA):
+            context = parsed(line)
+        if context.params.get("data") in DATA and context.info_name == "train":
             return "accepted", None
         sys.argv = ["capsnet", *line]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
@@ -83,6 +84,10 @@ def outcome_of(line: list[str]) -> tuple[str, str | None]:
         return "done", None
     except InputError as error:
         return "refused", None if len(str(error).splitlines()) == 1 else "an InputError of several lines"
+    except click.exceptions.Exit:
+        return "help", None
+    except click.UsageError as error:
+        return "refused", None if len(cli.explanation(error).splitlines()) == 1 else "a refusal of several lines"
     except SystemExit as stop:
         if not stop.code:
             return "help", None
@@ -95,9 +100,9 @@ def outcome_of(line: list[str]) -> tuple[str, str | None]:
 
 def random_line(rng: random.Random, flags: dict[str, list[str]]) -> list[str]:
     """A command, or an invalid one, and up to eight words."""
-    verb = rng.choice([*VERBS, "train", "train", "evaluate", "predict", rng.choice(VALUES)])
-    words = [verb] if rng.random() < 0.97 else []
-    known, odd = flags.get(verb, ["--run"]), rng.choice((0.1, 0.5, 1.0))
+    command = rng.choice([*cli.COMMANDS, "train", "train", "evaluate", "predict", rng.choice(VALUES)])
+    words = [command] if rng.random() < 0.97 else []
+    known, odd = flags.get(command, ["--run"]), rng.choice((0.1, 0.5, 1.0))
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 8))):
         flag = rng.choice(known)
         kind = rng.random()

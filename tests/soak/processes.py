@@ -35,13 +35,13 @@ from capsnet.runs import load_run
 
 FLAGS = (
     "--recipe digits --epochs 2 --conv-channels 8 --primary-types 2 --decoder conv --shift 1 --validation 60 "
-    "--precision 32-true --compile False"
+    "--precision 32-true --no-compile"
 )
 STEPS = 14  # two epochs of 200 images in batches of 32
 LIMIT = 300  # seconds for a child on a busy machine
 LATE = (  # modules that are imported when they are needed; otherwise each child would import them
-    *("capsnet.analysis.report", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
-    *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "tyro"),
+    *("capsnet.analysis.report", "capsnet.training", "capsnet.cli.run", "capsnet.cli.train", "capsnet.cli.analysis"),
+    *("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure"),
 )
 
 

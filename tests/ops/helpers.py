@@ -1,4 +1,4 @@
-"""What the tests of routing share: its paths, inputs for them, the twin, and a watch on what it makes in memory."""
+"""Helpers of the tests of routing: its backends, inputs, the reference, and a watch on the memory that it takes."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.ops.gradients import with_gradients
 
 no_compiler = pytest.mark.skipif(native.compiled(torch.float32, 8, 16) is None, reason="there is no C compiler")
 no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-PATHS = ["streaming", pytest.param("native", marks=no_compiler), pytest.param("triton", marks=no_gpu)]
+BACKENDS = ["streaming", pytest.param("native", marks=no_compiler), pytest.param("triton", marks=no_gpu)]
 
 
 def inputs(b, i, j, d, e, dtype=torch.float64, device="cpu"):
@@ -20,9 +20,9 @@ def inputs(b, i, j, d, e, dtype=torch.float64, device="cpu"):
     return children.to(device, dtype), weight.to(device, dtype)
 
 
-def arguments(shape, *extras, path="streaming", dtype=torch.float64):
+def arguments(shape, *extras, backend="streaming", dtype=torch.float64):
     """What `route` takes, by name: children and a weight of shape (b, i, j, d, e); the extras are prior and bias."""
-    device = "cuda" if path == "triton" else "cpu"
+    device = "cuda" if backend == "triton" else "cpu"
     children, weight = inputs(*shape, dtype, device)
     _, i, j, _, e = shape
     shapes = {"prior": (i, j), "bias": (j, e)}
@@ -31,7 +31,7 @@ def arguments(shape, *extras, path="streaming", dtype=torch.float64):
     }
 
 
-def twin(children, weight, *args, **options):
+def reference(children, weight, *args, **options):
     return dynamic_routing(vote(children, weight), *args, **options)
 
 
@@ -66,7 +66,7 @@ def assert_errors_at_most_twice_the_references(ours, its, draw, dtype):
     errors = []
     for _ in range(DRAWS):
         tensors = draw()
-        exact = by(twin, {name: t.double() for name, t in tensors.items()})
+        exact = by(reference, {name: t.double() for name, t in tensors.items()})
         results = by(ours, tensors), by(its, tensors)
         assert {t.dtype for t in results[0]} == {dtype}
         errors.append([[(t - truth).abs().mean() for t, truth in zip(r, exact, strict=True)] for r in results])

@@ -1,4 +1,4 @@
-"""Routing in Triton is its twin: on a GPU where there is one, else under Triton's interpreter."""
+"""The Triton backend equals the reference: on a GPU if there is one, else under Triton's interpreter."""
 
 import os
 import pickle
@@ -14,21 +14,21 @@ from einops import einsum
 
 from capsnet.errors import InputError
 from capsnet.ops.reference import couple, vote
-from tests.ops.routes import LargestTensor, arguments, by
-from tests.ops.routes import twin as routed_twin
+from tests.ops.helpers import LargestTensor, arguments, by
+from tests.ops.helpers import reference as routed_reference
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 GPU = torch.cuda.is_available()
-FUNCTIONS = ("weighted_sum", "pull", "gradients")
+FUNCTIONS = ("weighted_sum", "agreement_gradient", "gradients")
 
 
 @pytest.fixture(scope="module")
 def worker():
-    """Where the kernels run: here on a GPU, so that large tensors stay where they are, and else in a process.
+    """Where the kernels run: here with a GPU, so that large tensors need not move, and else in a process of its own.
 
-    Triton asks whether to interpret as it is imported, and then for the whole process.
+    Triton decides at its import whether to interpret, for the whole process.
     """
     if GPU:
         _fill_with_nan()
@@ -41,7 +41,7 @@ def worker():
 
 @pytest.fixture
 def call(worker):
-    """Calls a function of the kernels by its name, on the GPU if there is one; options are the kernels' constants."""
+    """Calls a pass of the backend by its name, on the GPU if there is one; options are constants of the module."""
     return lambda name, *args, **constants: _in(worker, _call, name, args, constants)
 
 
@@ -70,7 +70,7 @@ def _fill_with_nan():
 @contextmanager
 def _with(constants):
     """The kernels' module, with other constants."""
-    from capsnet.ops import kernels
+    from capsnet.ops import triton as kernels
 
     kept = {constant: getattr(kernels, constant) for constant in constants}
     vars(kernels).update(constants)
@@ -81,9 +81,17 @@ def _with(constants):
 
 
 def _call(name, args, constants):
+    args = (_placed(t) if isinstance(t, torch.Tensor) else t for t in args)
+    children, weight, parent_sum, prior, none_of_the_above, *others = args
     with _with(constants) as kernels:
-        result = getattr(kernels, name)(*(_placed(t) if isinstance(t, torch.Tensor) else t for t in args))
-    results = result if isinstance(result, tuple) else (result,)
+        backend = kernels.Triton(children, weight, prior, none_of_the_above)
+        if name == "gradients":
+            grad, through_agreement, needs = (*others, True, (True,) * 3)[:3]
+            dtypes = (backend.plan.sum_dtype,) * 3
+            results = backend.gradients(parent_sum, grad, 0, False, through_agreement, needs, dtypes)
+        else:
+            grad = others[0] if name == "agreement_gradient" else None
+            results = [backend.partial_sums(parent_sum, grad, 0).sum(dim=0)]  # over splits of the children
     return [t if t is None else t.cpu() for t in results]
 
 
@@ -92,17 +100,17 @@ def _placed(tensor):
     tensor = tensor.cuda() if GPU else tensor
     if not tensor.is_contiguous():
         return tensor
-    sea = tensor.new_full((tensor.numel() + 512,), torch.nan)
-    return sea[256:-256].view(tensor.shape).copy_(tensor)
+    memory = tensor.new_full((tensor.numel() + 512,), torch.nan)
+    return memory[256:-256].view(tensor.shape).copy_(tensor)
 
 
 def _route(tensors, options, constants):
-    from capsnet.ops import paths
+    from capsnet.ops import dispatch
     from capsnet.ops.routing import route
 
     if not GPU:
-        paths._lacking_triton = lambda *_: ""  # the interpreter stands in for the device
-    with _with(constants), paths.routing_path("triton"):
+        dispatch._triton_unavailable = lambda *_: ""  # the interpreter stands in for the device
+    with _with(constants), dispatch.routing_backend("triton"):
         results = by(route, {name: _placed(t) for name, t in tensors.items()}, **options)
     return [t.cpu() for t in results]
 
@@ -113,25 +121,26 @@ def _largest(name, args):
     return largest.nbytes
 
 
-def twin(children, weight, agreed, prior, none_of_the_above):
-    """The weighted sum of votes that are stored: Procedure 1, lines 4 and 5."""
+def reference(children, weight, parent_sum, prior, none_of_the_above):
+    """The weighted sum of stored votes: Procedure 1, lines 4 and 5."""
     votes = vote(children, weight)
     logits = votes.new_zeros(votes.shape[:3])
     logits = logits if prior is None else logits + prior
-    logits = logits if agreed is None else logits + einsum(votes, agreed, "b i j e, b j e -> b i j")
+    logits = logits if parent_sum is None else logits + einsum(votes, parent_sum, "b i j e, b j e -> b i j")
     return einsum(couple(logits, none_of_the_above), votes, "b i j, b i j e -> b j e")
 
 
-def twins(name, children, weight, agreed, prior, none_of_the_above, grad=None):
-    """What the function of this name is to give, by the twin and autograd, as a list."""
+def reference_results(name, children, weight, parent_sum, prior, none_of_the_above, grad=None):
+    """The expected results of the pass of this name, by the reference and autograd."""
     if name == "weighted_sum":
-        return [twin(children, weight, agreed, prior, none_of_the_above)]
-    if name == "pull":
-        agreed = (torch.zeros_like(grad) if agreed is None else agreed.clone()).requires_grad_()
-        return list(torch.autograd.grad(twin(children, weight, agreed, prior, none_of_the_above), agreed, grad))
+        return [reference(children, weight, parent_sum, prior, none_of_the_above)]
+    if name == "agreement_gradient":
+        parent_sum = (torch.zeros_like(grad) if parent_sum is None else parent_sum.clone()).requires_grad_()
+        total = reference(children, weight, parent_sum, prior, none_of_the_above)
+        return list(torch.autograd.grad(total, parent_sum, grad))
     leaves = [None if t is None else t.clone().requires_grad_() for t in (children, weight, prior)]
-    agreed = [None] * len(grad) if agreed is None else agreed
-    sums = [twin(leaves[0], leaves[1], v, leaves[2], none_of_the_above) for v in agreed]
+    parent_sum = [None] * len(grad) if parent_sum is None else parent_sum
+    sums = [reference(leaves[0], leaves[1], v, leaves[2], none_of_the_above) for v in parent_sum]
     found = iter(torch.autograd.grad(sums, [t for t in leaves if t is not None], list(grad)))
     return [None if t is None else next(found) for t in leaves]
 
@@ -139,15 +148,15 @@ def twins(name, children, weight, agreed, prior, none_of_the_above, grad=None):
 def inputs(b, i, j, d, e, *, t=2, prior=True, none_of_the_above=False, dtype=torch.float64):
     """Arguments of each function, of such a size that a softmax over the parents is neither flat nor steep."""
     children, weight = torch.randn(b, i, d), torch.randn(i, j, d, e) * d**-0.5
-    agreed, grad = torch.randn(t, b, j, e) * e**-0.5, torch.randn(t, b, j, e)
+    parent_sum, grad = torch.randn(t, b, j, e) * e**-0.5, torch.randn(t, b, j, e)
     start = torch.randn(i, j) if prior else None
-    children, weight, agreed, start, grad = (
-        x if x is None else x.to(dtype) for x in (children, weight, agreed, start, grad)
+    children, weight, parent_sum, start, grad = (
+        x if x is None else x.to(dtype) for x in (children, weight, parent_sum, start, grad)
     )
     return {
-        "weighted_sum": (children, weight, agreed[0], start, none_of_the_above),
-        "pull": (children, weight, agreed[0], start, none_of_the_above, grad[0]),
-        "gradients": (children, weight, agreed, start, none_of_the_above, grad),
+        "weighted_sum": (children, weight, parent_sum[0], start, none_of_the_above),
+        "agreement_gradient": (children, weight, parent_sum[0], start, none_of_the_above, grad[0]),
+        "gradients": (children, weight, parent_sum, start, none_of_the_above, grad),
     }
 
 
@@ -164,28 +173,28 @@ ODD = [
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("shape", ODD, ids=str)
-def test_sums_and_gradients_are_the_twins_at_odd_shapes_in_a_sea_of_nan(name, shape, call):
+def test_sums_and_gradients_equal_the_references_at_odd_shapes_surrounded_by_nan(name, shape, call):
     args = inputs(*shape, t=1)[name]
-    torch.testing.assert_close(call(name, *args), twins(name, *args))
+    torch.testing.assert_close(call(name, *args), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("agreed", [False, True], ids=["no agreement", "agreement"])
+@pytest.mark.parametrize("parent_sum", [False, True], ids=["no agreement", "agreement"])
 @pytest.mark.parametrize("prior", [False, True], ids=["no prior", "prior"])
 @pytest.mark.parametrize("none_of_the_above", [False, True], ids=["softmax", "none_of_the_above"])
-def test_every_kind_of_logits_is_the_twins(name, agreed, prior, none_of_the_above, call):
+def test_sums_and_gradients_of_any_logits_equal_the_references(name, parent_sum, prior, none_of_the_above, call):
     children, weight, v, *others = inputs(2, 3, 2, 2, 3, prior=prior, none_of_the_above=none_of_the_above)[name]
-    args = (children, weight, v if agreed else None, *others)
-    torch.testing.assert_close(call(name, *args), twins(name, *args))
+    args = (children, weight, v if parent_sum else None, *others)
+    torch.testing.assert_close(call(name, *args), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("gradient", ["all", "last"])
 @pytest.mark.parametrize("extras", [(), ("bias",), ("prior", "bias")], ids=str)
 @pytest.mark.parametrize("iterations", [1, 3])
-def test_routing_by_the_kernels_is_the_twins(iterations, extras, gradient, worker):
+def test_routing_by_the_kernels_equals_the_reference(iterations, extras, gradient, worker):
     tensors = arguments((2, 3, 2, 5, 3), *extras)
     options = {"iterations": iterations, "gradient": gradient, "none_of_the_above": True}
-    torch.testing.assert_close(_in(worker, _route, tensors, options, {}), by(routed_twin, tensors, **options))
+    torch.testing.assert_close(_in(worker, _route, tensors, options, {}), by(routed_reference, tensors, **options))
 
 
 @pytest.mark.parametrize("needs", list(product([False, True], repeat=3)), ids=str)
@@ -216,42 +225,42 @@ COUNTS = [(b, i, j, 8, 16) for b, i, j in product((3, 16), (1, 7), (1, 3, 17))]
 @pytest.mark.parametrize(
     ("shapes", "depth_first"), [(SIZES, False), (SIZES, True), (COUNTS, False)], ids=["sizes", "depth first", "counts"]
 )
-def test_routing_is_the_twins_at_the_shapes_of_the_benchmarks(shapes, depth_first, worker):
+def test_routing_equals_the_reference_at_the_shapes_of_the_benchmarks(shapes, depth_first, worker):
     for shape in shapes:
         tensors = arguments(shape)
         dtypes = (torch.float64,) if depth_first else ()
         found = _in(worker, _route, tensors, {"iterations": 2}, {"DEPTH_FIRST": dtypes})
         torch.testing.assert_close(
-            found, by(routed_twin, tensors, iterations=2), msg=lambda said, at=shape: f"{at}: {said}"
+            found, by(routed_reference, tensors, iterations=2), msg=lambda said, at=shape: f"{at}: {said}"
         )
 
 
 @pytest.mark.parametrize("t", [2, 3])
 def test_gradients_are_summed_over_the_iterations(t, call):
     args = inputs(2, 3, 2, 2, 3, t=t)["gradients"]
-    torch.testing.assert_close(call("gradients", *args), twins("gradients", *args))
+    torch.testing.assert_close(call("gradients", *args), reference_results("gradients", *args))
 
 
-@pytest.mark.parametrize("name", ["weighted_sum", "pull"])
+@pytest.mark.parametrize("name", ["weighted_sum", "agreement_gradient"])
 @pytest.mark.parametrize("splits", [1, 2, 100], ids=["no split", "uneven splits", "a split a tile"])
 def test_children_may_be_split_among_programs(name, splits, call):
     args = inputs(2, 33, 1, 8, 3)[name]  # five tiles of children, the last with one child
-    torch.testing.assert_close(call(name, *args, SPLITS=splits), twins(name, *args))
+    torch.testing.assert_close(call(name, *args, SPLITS=splits), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_parent_whose_prior_is_minus_infinity_gets_nothing(name, call):
-    children, weight, agreed, prior, *others = inputs(2, 3, 3, 2, 3)[name]
+    children, weight, parent_sum, prior, *others = inputs(2, 3, 3, 2, 3)[name]
     prior[:, 0] = -torch.inf
-    args = (children, weight, agreed, prior, *others)
-    torch.testing.assert_close(call(name, *args), twins(name, *args))
+    args = (children, weight, parent_sum, prior, *others)
+    torch.testing.assert_close(call(name, *args), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_logits_beyond_the_exponential_overflow_nothing(name, call):
-    children, weight, agreed, prior, *others = inputs(2, 3, 3, 2, 3, dtype=torch.float32)[name]
-    args = (children, weight, agreed, prior * 1000, *others)
-    torch.testing.assert_close(call(name, *args), twins(name, *args))
+    children, weight, parent_sum, prior, *others = inputs(2, 3, 3, 2, 3, dtype=torch.float32)[name]
+    args = (children, weight, parent_sum, prior * 1000, *others)
+    torch.testing.assert_close(call(name, *args), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -259,30 +268,32 @@ def test_the_layout_in_memory_does_not_matter(name, call):
     args = inputs(2, 3, 2, 4, 3)[name]
     turned = [t.mT.contiguous().mT if isinstance(t, torch.Tensor) else t for t in args]
     assert not any(t.is_contiguous() for t in turned if isinstance(t, torch.Tensor))
-    torch.testing.assert_close(call(name, *turned), twins(name, *args))
+    torch.testing.assert_close(call(name, *turned), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_empty_batch_has_empty_sums_and_zero_gradients(name, call):
     args = inputs(0, 7, 3, 5, 8)[name]
-    torch.testing.assert_close(call(name, *args), twins(name, *args))
+    torch.testing.assert_close(call(name, *args), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_errors_are_at_most_twice_the_twins_and_sums_are_float32(name, dtype, call):
-    children, weight, agreed, prior, *others = inputs(64, 16, 3, 8, 16, dtype=dtype)[name]
-    args = (children, weight, agreed, 10 * prior, *others)  # so that a logit's own rounding shows
-    exact = twins(name, *(t.double() if isinstance(t, torch.Tensor) else t for t in args))
-    for truth, ours, its in zip(exact, call(name, *args), twins(name, *args), strict=True):
+def test_errors_are_at_most_twice_the_references_and_sums_are_float32(name, dtype, call):
+    children, weight, parent_sum, prior, *others = inputs(64, 16, 3, 8, 16, dtype=dtype)[name]
+    args = (children, weight, parent_sum, 10 * prior, *others)  # so that a logit's own rounding shows
+    exact = reference_results(name, *(t.double() if isinstance(t, torch.Tensor) else t for t in args))
+    for truth, ours, its in zip(exact, call(name, *args), reference_results(name, *args), strict=True):
         assert ours.dtype == torch.float32
         assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean()
 
 
 def test_gradients_too_large_for_float16_are_finite(call):
-    children, weight, agreed, prior, none_of_the_above, grad = inputs(2, 3, 2, 2, 3, dtype=torch.float16)["gradients"]
-    found = call("gradients", children, weight, agreed, prior, none_of_the_above, grad.float() * 1e6)
-    expected = call("gradients", children, weight, agreed, prior, none_of_the_above, grad)
+    children, weight, parent_sum, prior, none_of_the_above, grad = inputs(2, 3, 2, 2, 3, dtype=torch.float16)[
+        "gradients"
+    ]
+    found = call("gradients", children, weight, parent_sum, prior, none_of_the_above, grad.float() * 1e6)
+    expected = call("gradients", children, weight, parent_sum, prior, none_of_the_above, grad)
     torch.testing.assert_close(found, [t * 1e6 for t in expected], rtol=1e-3, atol=1e2)
 
 
@@ -296,5 +307,5 @@ def test_nothing_of_the_size_of_the_logits_is_ever_made(name, worker):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_matrix_too_large_for_the_chip_is_refused_with_its_size(name, call):
-    with pytest.raises(InputError, match="a vote's matrix of 129 x 128 numbers has no room"):
+    with pytest.raises(InputError, match="a vote's matrix of 129 x 128 numbers does not fit a GPU"):
         call(name, *inputs(1, 1, 1, 129, 128)[name])

@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels for an H100, found without one: they compile, fit and are launched few times."""
+"""The kernels compiled for an H100, without one: they compile, fit its resources and take few launches."""
 
 import pickle
 import sys
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.ops.routes import arguments
+from tests.ops.helpers import arguments
 
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -83,13 +83,12 @@ class Launches(TorchDispatchMode):
 def _launches(tensors, dtype):
     """Triton's launches and the names of PyTorch's, of routing forward and backward."""
     import kernels as program
-
-    from capsnet.ops import paths
+    from capsnet.ops import dispatch
     from capsnet.ops.routing import route
 
-    paths._lacking_triton = lambda *_: ""  # what is launched is compiled instead, and the tensors stay where they are
+    dispatch._triton_unavailable = lambda *_: ""  # launches are compiled instead; tensors stay on the CPU
     leaves = {name: t.to(dtype).requires_grad_() for name, t in tensors.items()}
-    with program.compiling() as launches, paths.routing_path("triton"):
+    with program.compiling() as launches, dispatch.routing_backend("triton"):
         with Launches() as forward:
             parents = route(**leaves)
         grad = torch.ones_like(parents)
