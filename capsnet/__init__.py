@@ -1,7 +1,7 @@
 """Capsule networks with dynamic routing in PyTorch (Sabour, Frosst and Hinton, NIPS 2017).
 
-What is public is listed here. Each name is imported when it is first asked for, so that the command line answers at
-once and a routing layer alone does not pull in what training needs.
+The public names are listed here. Each is imported when it is first used, so that the command line starts quickly, and
+a routing layer does not import what only training needs.
 """
 
 from importlib import import_module

@@ -54,4 +54,5 @@ class ConvBaseline(HubNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Images [b, c, h, w] → logits [b, j]; InputError for images of another shape, dtype or device."""
         check_images(images, self.image_shape, next(self.parameters()))
-        return self.head(self.features(images))  # [b, j]
+        logits: Tensor = self.head(self.features(images))  # [b, j]
+        return logits

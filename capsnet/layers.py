@@ -136,7 +136,8 @@ class DenseDecoder(nn.Module):
     def forward(self, capsules: Tensor) -> Tensor:
         """Masked capsules [b, j, e] → reconstruction [b, c, h, w] in [0, 1]."""
         pixels: Tensor = self.layers(rearrange(capsules, "b j e -> b (j e)"))
-        return pixels.unflatten(-1, self.image_shape)
+        channels, height, _ = self.image_shape
+        return rearrange(pixels, "b (c h w) -> b c h w", c=channels, h=height)
 
 
 class ConvDecoder(nn.Module):

@@ -14,7 +14,6 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from capsnet.errors import InputError
 from capsnet.files import atomic_write, flush_to_disk
@@ -30,6 +29,8 @@ class Log:
     """
 
     def __init__(self, run: Run, step: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # which only the first of several processes needs
+
         kept = sorted((record for record in run.records() if record["step"] <= step), key=lambda kept: kept["step"])
         with atomic_write(run.log) as part:
             part.write_text("".join(json.dumps(record) + "\n" for record in kept))

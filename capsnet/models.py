@@ -112,7 +112,8 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         images [b, c, h, w] in [0, 1] → capsules [b, j, e]
         """
         children = self.primary_capsules(images)  # [b, 1152, 8]
-        return self.digit_caps(children)  # [b, 10, 16]
+        capsules: Tensor = self.digit_caps(children)  # [b, 10, 16]
+        return capsules
 
     def primary_capsules(self, images: Tensor) -> Tensor:
         """The capsules that `digit_caps` routes, ordered by type, then row, then column of `grid`.
@@ -121,7 +122,8 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         """
         check_images(images, self.image_shape, self.conv1.weight)
         x = F.leaky_relu(self.conv1(images), self.negative_slope)  # [b, 256, 20, 20]
-        return self.primary_caps(x)  # [b, 1152, 8]
+        children: Tensor = self.primary_caps(x)  # [b, 1152, 8]
+        return children
 
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
         """Reconstruct each image from the capsule of one class, with all other capsules set to zero.

@@ -120,5 +120,5 @@ def lost_process_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):  # gloo has no class
-            raise InputError("another process of this training has ended: go on with --resume") from error
+            raise InputError("another process of this training has ended: continue with --resume") from error
         raise

@@ -143,7 +143,7 @@ class Run:
         try:
             return read_json(path, EnvironmentFile).parts if path.exists() else ()
         except InputError as error:
-            raise InputError(f"{error}; remove it, and the run goes on without") from error
+            raise InputError(f"{error}; remove it to continue without it") from error
 
     def weights_checksum(self) -> str | None:
         """Return the SHA-256 of the best network's weights file, or None without one."""
@@ -359,4 +359,4 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if "recipe.json" not in held:
         raise InputError(f"{folder} exists and is no run folder: name another one with --run")
     if not overwrite:
-        raise InputError(f"{folder} exists: go on with it by --resume, replace it by --overwrite, or name another")
+        raise InputError(f"{folder} exists: continue it with --resume, replace it with --overwrite, or name another")

@@ -250,7 +250,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("train digits --validation 5000", "choose --validation from 0 to 1436"),
         ("train minst", "no data set 'minst'"),
         ("train mnist --data-dir data", "say with --data-dir where they are"),
-        ("train digits --run ended", "ended exists: go on with it by --resume, replace it by --overwrite"),
+        ("train digits --run ended", "ended exists: continue it with --resume, replace it with --overwrite"),
         ("train digits --run thesis", "thesis exists and is no run folder"),
         ("train digits --run thesis --overwrite", "thesis exists and is no run folder"),
         ("train digits --run 0.png/run", "0.png/run cannot be made: Not a directory"),

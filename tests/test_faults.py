@@ -1,4 +1,4 @@
-"""Each silent fault of this field, made in a copy of the package, turns the test red that `faults.py` names.
+"""Each silent fault of this field, made in a copy of the package, makes the test fail that `faults.py` names.
 
 This file does not import the package, so that a process that has imported this file is still free to import the copy.
 """
@@ -33,15 +33,15 @@ class Failures:
 
 
 def run_tests(tests, package):
-    """Run tests on the copy of the package at that path: where that lies, the exit status, what was raised and said."""
+    """Run tests on the package at that path; return its path, the exit status, what was raised, and the output."""
     os.environ.update(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS="")
     sys.path.insert(0, str(package.parent))
     imported = Path(import_module("capsnet").__file__).parent
-    failures, said = Failures(), io.StringIO()
+    failures, output = Failures(), io.StringIO()
     options = ["--tb=short", "-p", "no:cacheprovider", "-c", str(TESTS.parent / "pyproject.toml")]
-    with redirect_stdout(said):
+    with redirect_stdout(output):
         status = pytest.main([*options, *(str(TESTS / test) for test in tests)], [failures])
-    return imported, status, failures.raised, said.getvalue()
+    return imported, status, failures.raised, output.getvalue()
 
 
 def in_a_fresh_process(*args):
@@ -63,19 +63,19 @@ def test_all_thirteen_faults_are_made():
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_turns_its_test_red(name, package):
+def test_a_fault_makes_its_test_fail(name, package):
     file, right, wrong, test = FAULTS[name]
     source = (package / file).read_text()
     assert source.count(right) == 1, f"{file} has no longer once: {right}"
     (package / file).write_text(source.replace(right, wrong))
-    imported, status, raised, said = in_a_fresh_process([test], package)
+    imported, status, raised, output = in_a_fresh_process([test], package)
     assert imported == package
-    assert status == pytest.ExitCode.TESTS_FAILED, said
-    assert raised == {"AssertionError"}, said
+    assert status == pytest.ExitCode.TESTS_FAILED, output
+    assert raised == {"AssertionError"}, output
 
 
-def test_without_a_fault_all_of_those_tests_are_green(package):
+def test_without_a_fault_all_of_those_tests_pass(package):
     tests = sorted({fault.test for fault in FAULTS.values()})
-    imported, status, _, said = in_a_fresh_process(tests, package)
+    imported, status, _, output = in_a_fresh_process(tests, package)
     assert imported == package
-    assert status == pytest.ExitCode.OK, said
+    assert status == pytest.ExitCode.OK, output

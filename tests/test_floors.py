@@ -11,7 +11,7 @@ FLOORS = {
     1: ("losses", "data", "hardware", "interrupt", "launch", "processes"),
     2: ("layers", "hub", "models", "baselines"),
     3: ("recipes", "build"),
-    4: ("steps", "training", "logs", "runs", "checkpoints", "evaluation", "detector", "weights"),
+    4: ("steps", "training", "logs", "runs", "checkpoints", "evaluation", "weights"),
     5: ("analysis",),
     6: ("cli", "__main__"),
     7: ("__init__",),  # the outside: what is public

@@ -1,4 +1,4 @@
-"""A network's folder is loaded whole or refused in one line, whatever stands in it; the hub is asked for hub names."""
+"""A network's folder is loaded or refused in one line, whatever its content; the hub is asked for hub names only."""
 
 import json
 import random
@@ -101,19 +101,19 @@ def test_weights_that_are_missing_unknown_or_of_another_shape_are_named(copied):
         weights | {"wings": torch.zeros(2)},
     ):
         save_file(other, path)
-        said = refusal(kind, folder)
-        assert said.startswith(f"{path} does not hold the weights of its config.json: ")
-        assert name in said or "wings" in said
+        message = refusal(kind, folder)
+        assert message.startswith(f"{path} does not hold the weights of its config.json: ")
+        assert name in message or "wings" in message
 
 
 def test_a_damaged_folder_is_refused_in_one_line_or_loads(copied):
     folder, kind = copied
-    whole = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
-    header = 8 + int.from_bytes(whole["model.safetensors"][:8], "little")
+    intact = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    header = 8 + int.from_bytes(intact["model.safetensors"][:8], "little")
     draw, loaded = random.Random(0), 0
     for k in range(200):
-        file = draw.choice(list(whole))
-        content = bytearray(whole[file])
+        file = draw.choice(list(intact))
+        content = bytearray(intact[file])
         if draw.random() < 0.2:
             del content[draw.randrange(len(content)) :]
         else:
@@ -123,7 +123,7 @@ def test_a_damaged_folder_is_refused_in_one_line_or_loads(copied):
         with suppress(InputError):
             kind.from_pretrained(folder)
             loaded += 1
-        (folder / file).write_bytes(whole[file])
+        (folder / file).write_bytes(intact[file])
     assert loaded < 50
 
 
@@ -206,7 +206,8 @@ def test_what_is_no_hub_name_is_refused_without_asking_the_hub(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr("capsnet.hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
-    assert "no folder of a network" in refusal(CapsNet, name) or "cannot be used as a path" in refusal(CapsNet, name)
+    message = refusal(CapsNet, name)
+    assert "is neither a network's folder nor a hub name" in message or "cannot be used as a path" in message
 
 
 def test_a_hub_name_goes_to_the_hub_and_a_failure_there_is_one_line():

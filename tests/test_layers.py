@@ -1,4 +1,4 @@
-"""A capsule is what Figure 1 says: neighbouring channels at one place; and the decoders draw what is asked for."""
+"""A capsule is what Figure 1 says: neighbouring channels at one place. Decoders return images of the right shape."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def identity_caps(kernel_size=1, stride=1, **options):
 
 
 @pytest.mark.parametrize(("type_", "dim", "y", "x"), [(0, 0, 0, 0), (1, 2, 0, 1), (2, 7, 3, 2), (0, 5, 2, 4)])
-def test_a_bright_pixel_lights_one_dimension_of_the_capsule_of_its_type_and_place(type_, dim, y, x):
+def test_a_bright_pixel_changes_one_dimension_of_the_capsule_of_its_type_and_place(type_, dim, y, x):
     features = torch.zeros(1, TYPES * DIM, 4, 5)
     features[0, type_ * DIM + dim, y, x] = 1
     children = identity_caps()(features)
@@ -82,15 +82,15 @@ def test_shared_matrices_are_those_of_each_type_repeated_over_its_places():
 
 @pytest.mark.parametrize("decoder", [DenseDecoder, ConvDecoder])
 @pytest.mark.parametrize("image_shape", [(1, 28, 28), (3, 32, 32), (1, 1, 1), (2, 17, 30), (4, 9, 7)], ids=str)
-def test_a_drawing_has_the_images_shape_and_lies_between_0_and_1(decoder, image_shape):
-    drawing = decoder(10, 16, image_shape)(torch.randn(2, 10, 16))
-    assert drawing.shape == (2, *image_shape)
-    assert drawing.min() >= 0
-    assert drawing.max() <= 1
+def test_a_reconstruction_has_the_images_shape_and_lies_between_0_and_1(decoder, image_shape):
+    reconstruction = decoder(10, 16, image_shape)(torch.randn(2, 10, 16))
+    assert reconstruction.shape == (2, *image_shape)
+    assert reconstruction.min() >= 0
+    assert reconstruction.max() <= 1
 
 
 @pytest.mark.parametrize("decoder", [DenseDecoder, ConvDecoder])
-def test_a_drawing_depends_on_every_dimension_of_every_capsule(decoder):
+def test_a_reconstruction_depends_on_every_dimension_of_every_capsule(decoder):
     capsules = torch.randn(1, 3, 4, requires_grad=True)
     decoder(3, 4, (1, 9, 7))(capsules).sum().backward()
     assert (capsules.grad != 0).all()

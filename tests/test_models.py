@@ -59,10 +59,10 @@ def test_the_baseline_has_as_many_parameters_as_the_papers():
 @pytest.mark.parametrize("classes", [2, 7])
 @pytest.mark.parametrize("decoder", ["dense", "conv"])
 def test_a_network_takes_images_of_any_shape_and_any_number_of_classes(image_shape, classes, decoder):
-    lengths, capsules, drawing = small(image_shape, classes, decoder=decoder)(torch.rand(2, *image_shape))
+    lengths, capsules, reconstruction = small(image_shape, classes, decoder=decoder)(torch.rand(2, *image_shape))
     assert lengths.shape == (2, classes)
     assert capsules.shape == (2, classes, 6)
-    assert drawing.shape == (2, *image_shape)
+    assert reconstruction.shape == (2, *image_shape)
 
 
 @pytest.mark.parametrize("size", ["paper", "small"])
@@ -136,12 +136,12 @@ def test_an_option_of_mathematics_changes_the_capsules_of_the_same_parameters(op
 
 
 def test_the_gradient_option_changes_the_gradients_and_nothing_else():
-    images, through_all, through_last = torch.rand(2, 1, 12, 12), small(), small(gradient="last")
-    capsules = [network.encode(images) for network in (through_all, through_last)]
+    images, all_iterations, last_iteration = torch.rand(2, 1, 12, 12), small(), small(gradient="last")
+    capsules = [network.encode(images) for network in (all_iterations, last_iteration)]
     assert torch.equal(*capsules)
     for parents in capsules:
         parents.square().sum().backward()
-    assert not torch.allclose(through_all.digit_caps.weight.grad, through_last.digit_caps.weight.grad)
+    assert not torch.allclose(all_iterations.digit_caps.weight.grad, last_iteration.digit_caps.weight.grad)
 
 
 @pytest.mark.parametrize("option", ["prior", "bias"])
@@ -180,11 +180,11 @@ def test_no_option_is_untested():
     assert set(inspect.signature(CapsNet).parameters) == tested
 
 
-def test_a_network_without_a_decoder_classifies_and_refuses_to_draw():
+def test_a_network_without_a_decoder_classifies_and_refuses_to_reconstruct():
     network = small(decoder="none")
-    lengths, capsules, drawing = network(torch.rand(2, 1, 12, 12))
+    lengths, capsules, reconstruction = network(torch.rand(2, 1, 12, 12))
     assert lengths.shape == (2, 3)
-    assert drawing is None
+    assert reconstruction is None
     with pytest.raises(InputError, match="this network has no decoder, so it cannot reconstruct"):
         network.decode(capsules, torch.tensor([0, 1]))
 
@@ -197,30 +197,30 @@ def test_lengths_are_those_of_the_capsules_and_below_1():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_network_computes_in_the_dtype_of_its_parameters(dtype):
-    lengths, capsules, drawing = small().to(dtype)(torch.rand(2, 1, 12, 12, dtype=dtype))
-    assert lengths.dtype == capsules.dtype == drawing.dtype == dtype
+    lengths, capsules, reconstruction = small().to(dtype)(torch.rand(2, 1, 12, 12, dtype=dtype))
+    assert lengths.dtype == capsules.dtype == reconstruction.dtype == dtype
 
 
-def test_an_image_is_seen_the_same_alone_as_in_a_batch():
+def test_an_image_has_the_same_output_alone_as_in_a_batch():
     network, images = small().double(), torch.rand(4, 1, 12, 12, dtype=torch.float64)
     alone = [network(image) for image in images.split(1)]
     for together, parts in zip(network(images), zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(together, torch.cat(parts))
 
 
-def test_only_the_chosen_capsule_is_drawn():
+def test_the_reconstruction_depends_on_the_chosen_capsule_only():
     network, capsules, classes = small(), torch.randn(2, 3, 6), torch.tensor([0, 2])
-    drawing = network.decode(capsules, classes)
+    reconstruction = network.decode(capsules, classes)
     chosen = F.one_hot(classes, 3).bool().unsqueeze(-1)
-    assert torch.equal(network.decode(capsules.masked_fill(~chosen, 7), classes), drawing)
-    assert torch.equal(network.decoder(capsules.masked_fill(~chosen, 0)), drawing)
-    assert not torch.allclose(network.decode(capsules.masked_fill(chosen, 7), classes), drawing)
+    assert torch.equal(network.decode(capsules.masked_fill(~chosen, 7), classes), reconstruction)
+    assert torch.equal(network.decoder(capsules.masked_fill(~chosen, 0)), reconstruction)
+    assert not torch.allclose(network.decode(capsules.masked_fill(chosen, 7), classes), reconstruction)
 
 
-def test_the_given_classes_are_drawn_or_else_the_longest_capsules():
+def test_the_given_classes_are_reconstructed_or_else_the_longest_capsules():
     network, images = small(), torch.rand(5, 1, 12, 12)
-    lengths, capsules, drawing = network(images)
-    assert torch.equal(drawing, network.decode(capsules, lengths.argmax(dim=-1)))
+    lengths, capsules, reconstruction = network(images)
+    assert torch.equal(reconstruction, network.decode(capsules, lengths.argmax(dim=-1)))
     labels = (lengths.argmax(dim=-1) + 1) % 3
     assert torch.equal(network(images, labels).reconstruction, network.decode(capsules, labels))
 
@@ -236,7 +236,7 @@ def test_the_given_classes_are_drawn_or_else_the_longest_capsules():
         lambda: small(decoder="none"),
         lambda: ConvBaseline((3, 9, 14), 7, "small"),
     ],
-    ids=["plain", "a long image and routing options", "drawing options", "no decoder", "baseline"],
+    ids=["plain", "a long image and routing options", "decoder options", "no decoder", "baseline"],
 )
 def test_a_saved_network_comes_back_bit_for_bit(network, tmp_path):
     saved = network().eval()
@@ -251,8 +251,8 @@ def test_a_saved_network_comes_back_bit_for_bit(network, tmp_path):
 
 
 def test_a_state_dict_reads_like_figure_1():
-    rooms = [name.split(".")[0] for name in small(prior=True, bias=True).state_dict()]
-    assert list(dict.fromkeys(rooms)) == ["conv1", "primary_caps", "digit_caps", "decoder"]
+    parts = [name.split(".")[0] for name in small(prior=True, bias=True).state_dict()]
+    assert list(dict.fromkeys(parts)) == ["conv1", "primary_caps", "digit_caps", "decoder"]
 
 
 @pytest.mark.parametrize("other", [{"classes": 4}, {"image_shape": (1, 14, 12)}, {"prior": True}], ids=str)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from capsnet import evaluation
+from capsnet.analysis.detection.detector import Detector, fit_detector, load_detector, save_detector
 from capsnet.cli.run import print_predictions
-from capsnet.detector import Detector, fit_detector, load_detector, save_detector
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batches
 from capsnet.runs import load_run

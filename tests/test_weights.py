@@ -1,4 +1,4 @@
-"""Weights of other implementations, once imported, give the lengths and the drawings that they gave there."""
+"""Weights of other implementations, once imported, give the lengths and the reconstructions that they gave there."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def keras_weights(channels=1, decoder=True):
 
 
 def run_pytorch(weights, images, classes, updates):
-    """The network of CapsNet-pytorch, capsule by capsule, in float64: lengths [b, j] and drawings [b, pixels]."""
+    """The network of CapsNet-pytorch, capsule by capsule, in float64: lengths [b, j], reconstructions [b, pixels]."""
     w = {name.removeprefix("capsnet."): weight.double() for name, weight in weights.items()}
     maps = F.conv2d(
         F.relu(F.conv2d(images, w["conv1.weight"], w["conv1.bias"])), w["primaryCaps.conv.weight"], stride=2
@@ -68,7 +68,7 @@ def run_pytorch(weights, images, classes, updates):
 
 
 def run_keras(arrays, images, classes, routings, epsilon):
-    """The network of CapsNet-Keras in numpy, float64, channels last: lengths [b, j] and drawings [b, y, x, c]."""
+    """The network of CapsNet-Keras in numpy, float64, channels last: lengths [b, j], reconstructions [b, y, x, c]."""
     arrays = [array.astype(np.float64) for array in arrays]
 
     def convolved(x, kernel, bias, stride):
@@ -96,20 +96,20 @@ def run_keras(arrays, images, classes, routings, epsilon):
 
 
 def see(network, images, classes):
-    """Lengths and drawings of an imported network, without gradients."""
+    """Lengths and reconstructions of an imported network, without gradients."""
     with torch.no_grad():
         return network(images, classes)
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3])
 @pytest.mark.parametrize(("channels", "decoder"), [(1, True), (3, True), (1, False)])
-def test_a_network_of_capsnet_pytorch_sees_and_draws_the_same(channels, decoder, iterations):
+def test_a_network_of_capsnet_pytorch_has_the_same_output(channels, decoder, iterations):
     weights, images, classes = pytorch_weights(channels, decoder), torch.rand(4, channels, 12, 12), torch.arange(4) % 3
-    lengths, drawing = run_pytorch(weights, images.double(), classes, iterations)
+    lengths, reconstruction = run_pytorch(weights, images.double(), classes, iterations)
     seen = see(import_pytorch(weights, iterations), images, classes)
     torch.testing.assert_close(seen.lengths, lengths.float())
     if decoder:
-        torch.testing.assert_close(seen.reconstruction.flatten(1), drawing.float())
+        torch.testing.assert_close(seen.reconstruction.flatten(1), reconstruction.float())
     else:
         assert seen.reconstruction is None
 
@@ -117,14 +117,14 @@ def test_a_network_of_capsnet_pytorch_sees_and_draws_the_same(channels, decoder,
 @pytest.mark.parametrize("routings", [1, 3])
 @pytest.mark.parametrize(("channels", "decoder"), [(1, True), (3, True), (1, False)])
 @pytest.mark.parametrize(("epsilon", "tolerance"), [(0, 1e-5), (1e-7, 1e-4)])
-def test_a_network_of_capsnet_keras_sees_and_draws_the_same(channels, decoder, routings, epsilon, tolerance):
+def test_a_network_of_capsnet_keras_has_the_same_output(channels, decoder, routings, epsilon, tolerance):
     arrays, images, classes = keras_weights(channels, decoder), torch.rand(4, channels, 12, 12), torch.arange(4) % 3
     there = images.permute(0, 2, 3, 1).double().numpy()
-    lengths, drawing = run_keras(arrays, there, classes.numpy(), routings, epsilon)
+    lengths, reconstruction = run_keras(arrays, there, classes.numpy(), routings, epsilon)
     seen = see(import_keras(arrays, routings), images, classes)
     np.testing.assert_allclose(seen.lengths, lengths, rtol=0, atol=tolerance)
     if decoder:
-        np.testing.assert_allclose(seen.reconstruction.permute(0, 2, 3, 1), drawing, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(seen.reconstruction.permute(0, 2, 3, 1), reconstruction, rtol=0, atol=tolerance)
     else:
         assert seen.reconstruction is None
 
@@ -143,7 +143,7 @@ def test_the_paper_s_sizes_are_worked_out_from_shapes_alone():
     assert sum(weight.numel() for weight in network.parameters()) == 6_804_224 + 1152 * 10
 
 
-def test_the_drawing_tells_the_image_s_side_where_two_sides_have_the_same_capsules():
+def test_the_decoder_s_size_tells_the_image_s_side_where_two_sides_have_the_same_capsules():
     weights = pytorch_weights()
     for part in ("weight", "bias"):
         weights[f"reconstruction_net.fc3.{part}"] = weights[f"reconstruction_net.fc3.{part}"][:121]

@@ -60,13 +60,7 @@ def affine(context: Context, images: int = 250) -> Iterator[Path]:
 
 
 def transformed(
-    images: Tensor,
-    *,
-    rotation: Amount = 0.0,
-    down: Amount = 0.0,
-    right: Amount = 0.0,
-    scale: Amount = 1.0,
-    shear: Amount = 0.0,
+    images: Tensor, *, rotation: Amount = 0, down: Amount = 0, right: Amount = 0, scale: Amount = 1, shear: Amount = 0
 ) -> Tensor:
     """Scale, shear, rotate and then shift images about their centre: bilinear, filled with zeros.
 
@@ -178,7 +172,7 @@ def measure_affine(
 
 
 def plot_affine(numbers: dict[str, Any], path: Path) -> Path:
-    """Plot each network's accuracy under rotation, shift, scale and shear; write the numbers beside it as JSON.
+    """Plot each network's accuracy under rotation, shift, scale and shear; write the numbers next to it as JSON.
 
     The legend has the accuracy on images that are rotated and shifted at random.
     """
@@ -222,7 +216,7 @@ def plot_reconstructions(
     """Plot the first images of a set under affine changes, with the network's predictions and reconstructions.
 
     The reconstruction is from the capsule of the predicted class, without the label. The last column is rotated and
-    shifted at random, by seed. The predictions are written beside the figure as JSON.
+    shifted at random, by seed. The predictions are written next to the figure as JSON.
     Raises InputError for a network without decoder, a set without images, and a count below 1.
     """
     network.check_decoder()
@@ -279,7 +273,7 @@ def _write_predictions(axes: Axes, predictions: list[int], lengths: list[float],
     for k, (prediction, length) in enumerate(zip(predictions, lengths, strict=True)):
         wrong = prediction != label
         words = f"{'✗ ' * wrong}{names[prediction]}{between}{length:.2f}"
-        look: dict[str, Any] = {"color": style.VERMILLION, "weight": "bold"} if wrong else {}
-        axes.text(k, -0.6, words, fontsize=style.SMALL - 1, ha="center", va="bottom", **look)
+        marks: dict[str, Any] = {"color": style.VERMILLION, "weight": "bold"} if wrong else {}
+        axes.text(k, -0.6, words, fontsize=style.SMALL - 1, ha="center", va="bottom", **marks)
         if wrong:
             style.frame(axes, 0, k, style.VERMILLION)

@@ -226,11 +226,8 @@ def _caption(network: CapsNet) -> str:
         f"A cell of a map shows the coupling with the class, averaged over the capsule types at that place; it is in "
         f"the middle of their receptive field of {field}x{field} pixels. The predicted class is framed. "
     )
-    couplings = "uniform" if caps.prior is None else "those of the learned prior"
-    if caps.iterations == 1:
-        words += f"With one iteration nothing is routed: the couplings are {couplings}."
-    else:
-        words += f"In the first iteration the couplings are {couplings}."
+    first = "With one iteration nothing is routed:" if caps.iterations == 1 else "In the first iteration"
+    words += f"{first} the couplings are {'uniform' if caps.prior is None else 'those of the learned prior'}."
     if caps.none_of_the_above:
         words += f" With the none-of-the-above logit, a uniform share is 1 of {network.classes + 1}."
     if network.classes > MOST:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
-from einops import reduce
 from torch import Tensor
 
 from capsnet.analysis import style
@@ -16,6 +15,7 @@ from capsnet.analysis.style import keep_numbers, page
 from capsnet.analysis.subject import Context, subject
 from capsnet.data import ImageSet, batches
 from capsnet.errors import InputError
+from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plot_masks(network: CapsNet, images: ImageSet, classes: tuple[str, ...], pat
     pixels, labels = next(batches(images.select(places).to(device), MOST))
     lengths, made = reconstruct_each(network, pixels)  # [n, j], [n, j, c, h, w]
     numbers = {"place": places, "label": labels, "prediction": lengths.argmax(dim=-1), "lengths": lengths}  # over j
-    numbers["squared_errors"] = reduce((made - pixels.unsqueeze(1)).square(), "n j c h w -> n j", "sum")
+    numbers["squared_errors"] = torch.stack([squared_errors(of_class, pixels) for of_class in made.unbind(1)], dim=1)
     columns = style.records(numbers)
     tiles = torch.cat([pixels.unsqueeze(1), made], dim=1).transpose(0, 1).cpu()  # [1 + j, n, c, h, w]
     present = len(images.labels.unique())

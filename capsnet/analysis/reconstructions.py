@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
-from einops import reduce
 from torch import Tensor
 
 from capsnet.analysis import style
@@ -17,6 +16,7 @@ from capsnet.analysis.subject import Context, subject
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import MaskedBy, predict_batches
+from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def _reconstruct(
     labels, lengths = labels.cpu(), given.scores.float().cpu()
     numbers = {"place": places, "label": labels, "prediction": lengths.argmax(dim=-1)}  # over classes j
     numbers |= {"length": lengths.amax(dim=-1), "length_of_label": lengths[range(len(labels)), labels]}
-    errors = reduce((tiles[1:] - tiles[0]).square(), "rows n c h w -> rows n", "sum")
-    numbers |= dict(zip(("squared_error", "squared_error_of_label"), errors, strict=False))
+    for name, made in zip(("squared_error", "squared_error_of_label"), tiles[1:], strict=False):
+        numbers[name] = squared_errors(made, tiles[0])
     return tiles, style.records(numbers)
 
 
@@ -112,31 +112,22 @@ def _plot(tiles: Tensor, shown: list[dict[str, Any]], names: list[str], path: Pa
             lower = height - (start // columns + 1) * band + GAP
             part = slice(start, start + columns)
             axes = style.plot_grid(figure, tiles[:, part], (0, lower), CELL, rows)
-            _name_columns(axes, shown[part], names, lines)
-            if not errors_only:
-                _frame_errors(axes, shown[part])
+            _mark(axes, shown[part], names, lines, framed=not errors_only)
 
 
-def _name_columns(axes: Axes, shown: list[dict[str, Any]], names: list[str], lines: int) -> None:
-    """Write above each image its label, its prediction and the length of the predicted capsule."""
+def _mark(axes: Axes, shown: list[dict[str, Any]], names: list[str], lines: int, *, framed: bool) -> None:
+    """Write above each image its label, its prediction and the length of the predicted capsule; mark the errors."""
     words, size = ("{} → {}  {:.2f}", style.SMALL) if lines == 1 else ("{}\n→ {}\n{:.2f}", style.SMALL - 1.5)
     titles = [words.format(names[one["label"]], names[one["prediction"]], one["length"]) for one in shown]
-    axes.set_xticks(range(len(shown)), ["✗ " * _wrong(one) + title for one, title in zip(shown, titles, strict=True)])
+    wrong = [one["label"] != one["prediction"] for one in shown]
+    axes.set_xticks(range(len(shown)), ["✗ " * error + title for error, title in zip(wrong, titles, strict=True)])
     axes.tick_params("x", labelsize=size, pad=1)
-    for one, label in zip(shown, axes.get_xticklabels(), strict=True):
-        if _wrong(one):
+    for column, label in enumerate(axes.get_xticklabels()):
+        if wrong[column]:
             label.set(color=style.VERMILLION, weight="bold")
-
-
-def _frame_errors(axes: Axes, shown: list[dict[str, Any]]) -> None:
-    for column, one in enumerate(shown):
-        if _wrong(one):
+        if wrong[column] and framed:
             style.frame(axes, 0, column, style.VERMILLION)
             style.frame(axes, 1, column, style.VERMILLION)
-
-
-def _wrong(one: dict[str, Any]) -> bool:
-    return one["label"] != one["prediction"]
 
 
 images_option = click.option("--images", default=20, show_default=True, help="Number of test images.")

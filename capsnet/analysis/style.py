@@ -6,7 +6,6 @@ own plots alone. It is imported when the first figure is made.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 from torch.nn.functional import pad
 
-from capsnet.files import atomic_write
+from capsnet.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +62,7 @@ def page(path: Path, width: float, height: float, *, layout: str | None = None) 
 
 def keep_numbers(path: Path, numbers: dict[str, Any]) -> None:
     """Write the numbers of a figure next to it, as JSON under the same name, atomically."""
-    path = path.with_suffix(".json")
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), numbers)
 
 
 def records(columns: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -139,7 +139,7 @@ def plot_targeted(
 ) -> tuple[Path, Path]:
     """Attack the first images of each class towards every other class, and plot the outcome.
 
-    The matrices of success and distance are at `path`, and the numbers beside it as JSON. A second figure, whose name
+    The matrices of success and distance are at `path`, and the numbers next to it as JSON. A second figure, whose name
     ends in -images, has the first image of each class, the adversarial images and the differences.
     Raises InputError where `attack_targets` does.
     """
@@ -156,22 +156,18 @@ def plot_targeted(
 
 
 def _plot_matrices(attacked: TargetedResult, names: list[str], path: Path, only: str, how: str) -> None:
-    every = torch.ones_like(attacked.success)
+    rates = attacked.by_pair(100.0 * attacked.success, torch.ones_like(attacked.success))
+    distances = attacked.by_pair(attacked.l2, attacked.success)
     side, between = max(3.2, CELL * len(names)), 1.9  # inches
-    rates, distances = (
-        attacked.by_pair(100.0 * attacked.success, every),
-        attacked.by_pair(attacked.l2, attacked.success),
-    )
-    with page(path, 2 * side + between, side) as figure:
-        count = f"{int(attacked.success.sum())} of n = {len(every)} attacks{only} succeeded"
+    width = 2 * side + between
+    with page(path, width, side) as figure:
+        count = f"{int(attacked.success.sum())} of n = {len(attacked.success)} attacks{only} succeeded"
         style.write_title(figure, f"Targeted attacks: {count}", side + 0.5)
-        left, right = (
-            figure.add_axes((x / (2 * side + between), 0, side / (2 * side + between), 1)) for x in (0, side + between)
-        )
+        left, right = (figure.add_axes((x / width, 0, side / width, 1)) for x in (0, side + between))
         _plot_matrix(left, "success, %", rates, names, 100.0, "{:.0f}")
         _plot_matrix(right, "mean L2 distance of successes", distances, names, None, "{:.1f}")
-        below = 1.1 if _upright(names) else 0.65  # inches: the names of the targets
-        style.write_note(figure, f"{how}. Without an attack, or a success: —", -below)
+        below = 1.1 if style.rotation(names, CELL) else 0.65  # inches: the names of the targets
+        style.write_note(figure, f"{how}. —: no attack, or no success", -below)
 
 
 def _plot_matrix(
@@ -186,16 +182,11 @@ def _plot_matrix(
             words = "" if row == column else "—" if mean is None else form.format(mean)
             axes.text(column, row, words, ha="center", va="center_baseline", fontsize=style.SMALL)
     axes.set_title(title, fontsize=style.LABEL, loc="left")
-    axes.set_xticks(range(len(names)), names, fontsize=style.SMALL, rotation=90 if _upright(names) else 0)
+    axes.set_xticks(range(len(names)), names, fontsize=style.SMALL, rotation=style.rotation(names, CELL))
     axes.set_yticks(range(len(names)), names, fontsize=style.SMALL)
     axes.set_xlabel("target class", fontsize=style.LABEL)
     axes.set_ylabel("true class of the image", fontsize=style.LABEL)
     axes.tick_params(length=0)
-
-
-def _upright(names: list[str]) -> bool:
-    """Whether names below a matrix are too wide for its columns."""
-    return max(map(len, names)) > 4
 
 
 def _plot_images(attacked: TargetedResult, names: list[str], path: Path, only: str, how: str) -> Path:
@@ -221,7 +212,7 @@ def _plot_images(attacked: TargetedResult, names: list[str], path: Path, only: s
 
 
 def _tiles(attacked: TargetedResult, n: int) -> tuple[Tensor, list[tuple[int, int]], float]:
-    """Images as draw_grid takes them, failed attacks (source, target), and the change that is shown in full colour."""
+    """Images as plot_grid takes them, failed attacks (source, target), and the change that is shown in full colour."""
     difference = (attacked.adversarial - attacked.originals).mean(dim=-3)  # over channels c, [p, h, w]
     most = float(difference.abs().max()) or 1.0
     tiles = torch.ones(n, 3 * n, 3, *difference.shape[-2:])

@@ -63,7 +63,7 @@ def predict(run: Path, images: tuple[Path, ...], invert: bool, as_json: bool) ->
     resized to its shape. The networks of mnist, fashion_mnist and digits expect light strokes on black: for dark
     strokes on white, use --invert.
     """
-    from capsnet.detector import load_detector
+    from capsnet.analysis.detection.detector import load_detector
     from capsnet.evaluation import predict
     from capsnet.hardware import default_device
     from capsnet.runs import load_run

@@ -334,10 +334,10 @@ def train_run(request: Request, run: "Run", data: "Data", resume: bool) -> "Caps
 
 def evaluate_and_report(run: "Run", network: "CapsNet | ConvBaseline", data: "Data") -> None:
     """Evaluate a run's network on the test images, and write its results, its detector and its report."""
+    from capsnet.analysis.detection.detector import fit_detector, save_detector
     from capsnet.analysis.report import QUICK, make_report
     from capsnet.analysis.subject import Context
     from capsnet.cli.run import print_evaluation
-    from capsnet.detector import fit_detector, save_detector
     from capsnet.models import CapsNet
 
     context = Context(run, network, data)

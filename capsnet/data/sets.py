@@ -83,7 +83,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise InputError(f"{self.name} has {len(self.classes)} class: telling apart takes at least two")
+            raise InputError(f"{self.name} has {len(self.classes)} class: a classifier needs at least two")
         for name, times in Counter(self.classes).items():
             if times > 1:
                 raise InputError(f"{self.name} has {times} classes called {name!r}: give each a name of its own")

@@ -25,7 +25,7 @@ class Overhead(NamedTuple):
 # On a CPU, by the dtype of the products and whether gradients are needed. `benchmarks/convolution.py` measures both
 # methods for a list of shapes, and a test compares the choice with the measurements.
 OVERHEADS = {
-    (torch.bfloat16, True): Overhead(60, 2),
+    (torch.bfloat16, True): Overhead(45, 4),
     (torch.bfloat16, False): Overhead(85, 12),
     (torch.float32, True): Overhead(45, 5),
     (torch.float32, False): Overhead(60, 12),

@@ -12,7 +12,7 @@ compiler, as one matrix product with six times the arithmetic.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
@@ -48,7 +48,7 @@ def fourier_conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, s
     forward, kernel, inverse = _waves(points, taps, outputs)
     x = Transform(forward, _size(images), stride, images.dtype, dtype).analyze(images)  # [m, b, phases · c]
     w = Transform(kernel, _size(weight), stride, weight.dtype, dtype).analyze(weight)  # [m, k, phases · c]
-    y = Transform(inverse, outputs, 1, dtype, dtype).synthesize(_Products.apply(x, w))  # [b, k, h, w]
+    y = Transform(inverse, outputs, 1, dtype, dtype).synthesize(_products(x, w))  # [b, k, h, w]
     return y if bias is None else y + bias.to(dtype)[:, None, None]
 
 
@@ -148,7 +148,7 @@ class Transform:
         """One of the two, differentiable by autograd and torch.func; torch.compile sees matrix products."""
         if torch.compiler.is_compiling():
             return self.plain(given, analyzes)
-        return _Linear.apply(given, self, analyzes)
+        return _apply(given, self, analyzes)
 
     def compute(self, given: Tensor, analyzes: bool) -> Tensor:
         """One of the two, in C if possible."""
@@ -232,14 +232,18 @@ class _Linear(torch.autograd.Function):
         return ctx.transform.apply(grad, not ctx.analyzes), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
         return ctx.transform.apply(tangent, ctx.analyzes)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None, None], given: Tensor, *others: Any) -> tuple[Tensor, int]:
         from_axis, to_axis = (0, 1) if others[1] else (1, 0)  # of the images
         many = given.movedim(in_dims[0], from_axis).flatten(from_axis, from_axis + 1)
-        return _Linear.apply(many, *others).unflatten(to_axis, (info.batch_size, -1)), to_axis
+        return _apply(many, *others).unflatten(to_axis, (info.batch_size, -1)), to_axis
+
+
+_products: Callable[[Tensor, Tensor], Tensor] = _Products.apply
+_apply: Callable[[Tensor, Transform, bool], Tensor] = _Linear.apply
 
 
 @cache

@@ -5,6 +5,7 @@ For many capsules on a CPU, compiled code (`squash.c`) takes one pass for either
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ def squash(s: Tensor) -> Tensor:
     """
     compiled = s.numel() >= MANY and not torch.compiler.is_compiling() and _is_compiled_for(s)
     if compiled and unpack_dual(s).tangent is None:  # an autograd function would lose the second derivative
-        v: Tensor = CompiledSquash.apply(s)
-        return v
+        return _compiled_squash(s)
     return plain_squash(s)
 
 
@@ -50,7 +50,7 @@ def plain_squash(s: Tensor) -> Tensor:
     gradient are exactly zero at a zero vector, with no epsilon.
     """
     dtype = sum_dtype(s)  # the square of a long float16 vector would overflow in float16
-    length = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=dtype)  # over the capsule's own axis e
+    length: Tensor = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=dtype)  # over the capsule's own axis e
     return (s * (length / (1 + length.square()))).to(s.dtype)
 
 
@@ -60,7 +60,7 @@ def squash_gradient(s: Tensor, grad: Tensor) -> Tensor:
     s [..., e], grad [..., e] → [..., e]
     """
     dtype = sum_dtype(s)
-    length = torch.linalg.vector_norm(s.to(dtype), dim=-1, keepdim=True)  # over the capsule's own axis e
+    length: Tensor = torch.linalg.vector_norm(s.to(dtype), dim=-1, keepdim=True)  # over the capsule's own axis e
     shrink = 1 / (1 + length.square())
     along = (s.to(dtype) * grad).sum(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(dtype).tiny)
     return (grad * (length * shrink) + s * (along * (1 - length.square()) * shrink.square())).to(s.dtype)
@@ -89,7 +89,7 @@ class CompiledSquash(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """The gradient for s. The Jacobian is symmetric, so this and `jvp` compute the same product."""
         (s,) = ctx.saved_tensors
-        return _CompiledGradient.apply(s, grad) if is_readable(grad) else squash_gradient(s, grad)
+        return _compiled_gradient(s, grad) if is_readable(grad) else squash_gradient(s, grad)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class CompiledSquash(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], s: Tensor) -> tuple[Tensor, int]:
         """Squash all examples at once."""
-        return CompiledSquash.apply(s.movedim(in_dims[0], 0)), 0
+        return _compiled_squash(s.movedim(in_dims[0], 0)), 0
 
 
 class _CompiledGradient(torch.autograd.Function):
@@ -120,11 +120,11 @@ class _CompiledGradient(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return torch.func.vjp(squash_gradient, *ctx.saved_tensors)[1](grad)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
         return torch.func.jvp(squash_gradient, ctx.saved_tensors, tangents)[1]
 
     @staticmethod
@@ -133,7 +133,11 @@ class _CompiledGradient(torch.autograd.Function):
             t.expand(info.batch_size, *t.shape) if n is None else t.movedim(n, 0)
             for t, n in zip(args, in_dims, strict=True)
         ]
-        return _CompiledGradient.apply(*rows), 0
+        return _compiled_gradient(*rows), 0
+
+
+_compiled_squash: Callable[[Tensor], Tensor] = CompiledSquash.apply
+_compiled_gradient: Callable[[Tensor, Tensor], Tensor] = _CompiledGradient.apply
 
 
 def _is_compiled_for(s: Tensor) -> bool:

@@ -51,7 +51,7 @@ class Streaming(Passes):
         for part in _parts(self.weight):
             matrix = rearrange(self.weight[part], "i j d e -> (i d) (j e)")
             total += self.children[:, part].flatten(1) @ matrix
-        return total.unflatten(1, (j, e))
+        return total.view(len(total), j, e)
 
     def weighted_sum(self, parent_sum: Tensor) -> Tensor:
         """See `Passes.weighted_sum`."""
@@ -160,7 +160,8 @@ def _parts(weight: Tensor) -> Iterator[slice]:
 
 def _project(vectors: Tensor, tile: Tile) -> Tensor:
     """W_ij times a vector of each parent, for every child: [j, b, e] → [j, b, d, i]."""
-    return torch.bmm(vectors, tile.w.transpose(1, 2)).unflatten(2, tile.x.shape[1:])
+    projected = torch.bmm(vectors, tile.w.transpose(1, 2))  # [j, b, d·i]
+    return projected.view(*projected.shape[:2], *tile.x.shape[1:])
 
 
 def _agreement(projected: Tensor, tile: Tile) -> Tensor:

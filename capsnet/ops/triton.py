@@ -101,12 +101,12 @@ class Plan(NamedTuple):
     @property
     def blocks(self) -> int:
         """Tiles of children."""
-        return triton.cdiv(self.shape.i, self.tile.children)
+        return int(triton.cdiv(self.shape.i, self.tile.children))
 
     @property
     def image_blocks(self) -> int:
         """Tiles of images."""
-        return triton.cdiv(self.shape.b, self.tile.images)
+        return int(triton.cdiv(self.shape.b, self.tile.images))
 
     def most_registers(self, kernel: triton.JITFunction) -> int | None:
         """Registers that a thread of a kernel may have; None for no limit."""
@@ -229,7 +229,7 @@ class Triton:
 
     def _ends(self) -> int:
         """Programs that end an iteration."""
-        return triton.cdiv(self.plan.shape.b * self.plan.shape.j, self.plan.tile.vectors)
+        return int(triton.cdiv(self.plan.shape.b * self.plan.shape.j, self.plan.tile.vectors))
 
     def _to_sum_dtype(self, tensor: Tensor | None) -> Tensor | None:
         """The same numbers, contiguous, in the dtype of the sums."""
@@ -274,7 +274,7 @@ def _plan(children: Tensor, weight: Tensor) -> Plan:
 def fits(weight: Tensor) -> bool:
     """Whether the matrix of one vote fits a multiprocessor's registers."""
     depth, width = (triton.next_power_of_2(max(n, SIDE)) for n in weight.shape[2:])
-    return depth * width <= LARGEST
+    return bool(depth * width <= LARGEST)
 
 
 # In the kernels a tile of children is flat, x [images, children · d], and so is a tile of W, w [children · d, e]; v and

@@ -1,4 +1,4 @@
-"""What the tests of pictures share: small networks, images, runs with a log, and a look at what is drawn."""
+"""What the tests of analysis share: a small network, images, runs with a log, and figures that are not written."""
 
 import json
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ VALIDATION = [validation_record(10, 1, 9), validation_record(20, 2, 4), validati
 
 @pytest.fixture
 def network():
-    """An untrained network whose weights are so large that its capsules draw different pictures."""
+    """An untrained network whose weights are so large that its capsules give different reconstructions."""
     network = CapsNet((1, 8, 8), 3, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3).eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -42,7 +42,7 @@ def network():
 
 @pytest.fixture
 def images():
-    """Twelve images of noise, whose labels an untrained network gets partly wrong."""
+    """Twelve images of noise, some of which an untrained network classifies right."""
     return ImageSet(torch.randint(256, (12, 1, 8, 8), dtype=torch.uint8), torch.arange(12) % 3)
 
 
@@ -65,17 +65,17 @@ def make_run(tmp_path, data):
 
 @pytest.fixture
 def pages(monkeypatch):
-    """The matplotlib figures that a module draws, which are not saved: that takes the most time."""
+    """The matplotlib figures that a module plots, which are not written: that takes the most time."""
 
     def watch(module):
-        drawn = []
+        plotted = []
 
         @contextmanager
         def page(path, width, height, *, layout=None):
-            drawn.append(Figure((width, height), layout=layout))
-            yield drawn[-1]
+            plotted.append(Figure((width, height), layout=layout))
+            yield plotted[-1]
 
         monkeypatch.setattr(module, "page", page)
-        return drawn
+        return plotted
 
     return watch

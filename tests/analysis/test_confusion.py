@@ -27,16 +27,16 @@ def written(axes):
 
 
 def test_a_cell_holds_its_count_by_true_row_and_predicted_column(tmp_path, pages):
-    drawn = pages(confusion)
+    plotted = pages(confusion)
     plot_confusion(evaluation(COUNTS), CLASSES, tmp_path / "a.png")
     counts = {(0, 0): 980, (0, 2): 1, (1, 0): 12, (1, 1): 1010, (2, 2): 0}
-    assert written(drawn[0].axes[0]) == counts
+    assert written(plotted[0].axes[0]) == counts
 
 
 def test_only_the_errors_are_coloured(tmp_path, pages):
-    drawn = pages(confusion)
+    plotted = pages(confusion)
     plot_confusion(evaluation(COUNTS), CLASSES, tmp_path / "a.png")
-    diagonal, errors = (image.get_array() for image in drawn[0].axes[0].images)
+    diagonal, errors = (image.get_array() for image in plotted[0].axes[0].images)
     assert np.array_equal(~np.ma.getmaskarray(errors), [[0, 0, 1], [1, 0, 0], [0, 0, 0]])
     assert np.array_equal(~np.ma.getmaskarray(diagonal), np.eye(3))
 
@@ -53,25 +53,25 @@ def test_the_same_evaluation_makes_the_same_bytes(tmp_path):
 
 
 def test_a_network_without_errors_has_no_scale_of_errors(tmp_path, pages):
-    drawn = pages(confusion)
+    plotted = pages(confusion)
     plot_confusion(evaluation([[3, 0], [0, 4]]), ("a", "b"), tmp_path / "a.png")
-    assert len(drawn[0].axes) == 1
+    assert len(plotted[0].axes) == 1
 
 
 def test_counts_that_do_not_fit_a_hundred_classes_are_left_out(tmp_path, pages):
     counts = torch.diag(torch.full((100,), 50_000))
     counts[3, 7] = 4
-    drawn = pages(confusion)
+    plotted = pages(confusion)
     names = tuple(f"a class with the long name {k}" for k in range(100))
     plot_confusion(evaluation(counts), names, tmp_path / "a.png")
-    assert not written(drawn[0].axes[0])
+    assert not written(plotted[0].axes[0])
 
 
 @pytest.mark.parametrize(("names", "rotation"), [(CLASSES, 0), (("a name", "of many", "letters here"), 90)])
 def test_names_wider_than_a_cell_are_written_upwards(tmp_path, pages, names, rotation):
-    drawn = pages(confusion)
+    plotted = pages(confusion)
     plot_confusion(evaluation(COUNTS), names, tmp_path / "a.png")
-    assert {label.get_rotation() for label in drawn[0].axes[0].get_xticklabels()} == {rotation}
+    assert {label.get_rotation() for label in plotted[0].axes[0].get_xticklabels()} == {rotation}
 
 
 def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):

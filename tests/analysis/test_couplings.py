@@ -28,11 +28,11 @@ def make(**options):
 @pytest.fixture
 def plot(images, tmp_path, pages):
     """A network's figure and its numbers."""
-    drawn = pages(module)
+    plotted = pages(module)
 
     def plot(network, **options):
         path = plot_couplings(network, images, CLASSES, tmp_path / "a.png", **options)
-        return drawn[-1], json.loads(path.with_suffix(".json").read_text())
+        return plotted[-1], json.loads(path.with_suffix(".json").read_text())
 
     return plot
 
@@ -138,14 +138,14 @@ def test_with_one_iteration_the_figure_says_that_nothing_is_routed(plot):
 
 
 def test_with_many_classes_those_of_the_longest_capsules_are_shown(images, tmp_path, pages):
-    drawn = pages(module)
+    plotted = pages(module)
     network = CapsNet((1, 8, 8), 25, **SMALL)
     names = tuple(f"class {k}" for k in range(25))
     path = plot_couplings(network, images, names, tmp_path / "a.png")
     lengths = json.loads(path.with_suffix(".json").read_text())["lengths"]
-    shown = [label.get_text().split("\n")[0] for label in drawn[0].axes[0].get_xticklabels()]
+    shown = [label.get_text().split("\n")[0] for label in plotted[0].axes[0].get_xticklabels()]
     assert shown == [name for name, length in zip(names, lengths, strict=True) if length >= sorted(lengths)[5]]
-    assert "the 20 classes of 25 with the longest capsules" in words(drawn[0])
+    assert "the 20 classes of 25 with the longest capsules" in words(plotted[0])
 
 
 def test_the_same_network_and_image_make_the_same_bytes(network, images, tmp_path):

@@ -20,19 +20,19 @@ def panels(figure):
 
 
 @pytest.fixture
-def drawn(make_run, pages, tmp_path):
+def plotted(make_run, pages, tmp_path):
     """The figure of a log of these records."""
 
-    def drawn(records, recipe=None):
+    def plotted(records, recipe=None):
         figures = pages(curves)
         plot_curves(make_run(records, recipe), tmp_path / "a.png")
         return figures[0]
 
-    return drawn
+    return plotted
 
 
-def test_losses_errors_and_learning_rate_are_plotted_against_epochs(drawn):
-    figure = drawn([*TRAINING, *VALIDATION])
+def test_losses_errors_and_learning_rate_are_plotted_against_epochs(plotted):
+    figure = plotted([*TRAINING, *VALIDATION])
     shown = panels(figure)
     assert list(shown) == ["loss", "errors in %", "learning rate"]
     assert list(shown["loss"]) == [
@@ -45,55 +45,55 @@ def test_losses_errors_and_learning_rate_are_plotted_against_epochs(drawn):
     assert figure.axes[-1].get_xlabel() == "epochs"
 
 
-def test_the_network_kept_is_marked(drawn):
-    assert "kept: epoch 3, 4 errors of n = 50" in panels(drawn([*TRAINING, *VALIDATION]))["errors in %"]
+def test_the_network_kept_is_marked(plotted):
+    assert "kept: epoch 3, 4 errors of n = 50" in panels(plotted([*TRAINING, *VALIDATION]))["errors in %"]
 
 
-def test_a_log_without_validation_shows_the_training_alone(drawn):
-    shown = panels(drawn(TRAINING))
+def test_a_log_without_validation_shows_the_training_alone(plotted):
+    shown = panels(plotted(TRAINING))
     assert list(shown["errors in %"]) == ["training batches, as it learns"]
     assert "0.0005 · reconstruction, validation" not in shown["loss"]
 
 
-def test_a_log_of_validations_only_has_no_learning_rate_to_show(drawn):
-    shown = panels(drawn(VALIDATION))
+def test_a_log_of_validations_only_has_no_learning_rate_to_show(plotted):
+    shown = panels(plotted(VALIDATION))
     assert list(shown) == ["loss", "errors in %"]
     assert list(shown["loss"]) == ["0.0005 · reconstruction, validation"]
 
 
-def test_a_run_in_its_first_epoch_is_plotted_against_steps(drawn):
-    figure = drawn([train_record(5, 1)])
+def test_a_run_in_its_first_epoch_is_plotted_against_steps(plotted):
+    figure = plotted([train_record(5, 1)])
     assert figure.axes[-1].get_xlabel() == "training steps"
     assert list(panels(figure)["loss"]["loss"][0]) == [5]
 
 
-def test_a_network_without_decoder_has_one_loss(drawn):
+def test_a_network_without_decoder_has_one_loss(plotted):
     records = [
         {name: value for name, value in record.items() if name not in ("margin", "reconstruction")}
         for record in (*TRAINING, *VALIDATION)
     ]
-    assert list(panels(drawn(records))["loss"]) == ["loss"]
+    assert list(panels(plotted(records))["loss"]) == ["loss"]
 
 
-def test_an_error_rate_of_zero_is_on_the_scale(drawn):
-    figure = drawn([validation_record(10, 1, 3), validation_record(20, 2, 0)])
+def test_an_error_rate_of_zero_is_on_the_scale(plotted):
+    figure = plotted([validation_record(10, 1, 3), validation_record(20, 2, 0)])
     assert figure.axes[-1].get_ylim()[0] == 0
     assert 0 in figure.axes[-1].get_yticks()
 
 
-def test_a_run_without_any_error_is_plotted(drawn):
+def test_a_run_without_any_error_is_plotted(plotted):
     records = [validation_record(10, 1, 0), train_record(10, 1, accuracy=1.0), train_record(20, 2, accuracy=1 - 2**-24)]
-    assert drawn(records).axes[1].get_yscale() == "linear"
+    assert plotted(records).axes[1].get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(("recipe", "scale"), [(Paper(), "log"), (Fast(), "linear")])
-def test_a_learning_rate_that_decays_by_a_factor_has_a_logarithmic_scale(drawn, recipe, scale):
-    assert drawn(TRAINING, recipe).axes[-1].get_yscale() == scale
+def test_a_learning_rate_that_decays_by_a_factor_has_a_logarithmic_scale(plotted, recipe, scale):
+    assert plotted(TRAINING, recipe).axes[-1].get_yscale() == scale
 
 
-def test_a_long_training_is_plotted_by_means_of_neighbours(drawn):
+def test_a_long_training_is_plotted_by_means_of_neighbours(plotted):
     records = [train_record(step, 1 + step // 400, loss=float(step % 2)) for step in range(1, 1201)]
-    places, values = panels(drawn(records))["loss"]["loss"]
+    places, values = panels(plotted(records))["loss"]["loss"]
     assert len(places) == 150
     assert set(values) == {0.5}
 

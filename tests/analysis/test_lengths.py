@@ -16,9 +16,9 @@ LABELS = torch.tensor([0, 1, 1, 0, 1])  # the last prediction is wrong; no owl
 
 
 def panels_of(pages, tmp_path, scores=SCORES, labels=LABELS, classes=CLASSES, **options):
-    drawn = pages(lengths)
+    plotted = pages(lengths)
     path = plot_lengths(scores, labels, classes, tmp_path / "a.png", **options)
-    return drawn[0].axes, json.loads(path.with_suffix(".json").read_text())
+    return plotted[0].axes, json.loads(path.with_suffix(".json").read_text())
 
 
 def test_a_perfectly_calibrated_network_has_no_calibration_error():
@@ -101,10 +101,10 @@ def test_the_same_scores_make_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(("added", "words"), [(0, "100.00 % right"), (1, "0.00 % right")])
 def test_all_right_or_all_wrong_can_be_plotted(pages, tmp_path, added, words):
-    drawn = pages(lengths)
+    plotted = pages(lengths)
     plot_lengths(SCORES, (SCORES.argmax(dim=-1) + added) % 3, CLASSES, tmp_path / "a.png")
-    drawn[0].draw_without_rendering()
-    assert drawn[0].get_suptitle() == f"Predictions for n = 5 images: {words}"
+    plotted[0].draw_without_rendering()
+    assert plotted[0].get_suptitle() == f"Predictions for n = 5 images: {words}"
 
 
 @pytest.mark.parametrize(

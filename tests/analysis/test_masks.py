@@ -16,7 +16,7 @@ from .test_style import grey
 
 
 @pytest.fixture
-def drawn(network, images, tmp_path, pages):
+def plotted(network, images, tmp_path, pages):
     """A matrix of an image of each class: its axes and its numbers."""
     figures = pages(masks)
     path = plot_masks(network, images, CLASSES, tmp_path / "a.png", per_class=1)
@@ -42,8 +42,8 @@ def test_every_other_reconstruction_is_a_decode_of_that_capsule_alone(network, i
     assert (made[:, 0] - made[:, 1]).abs().max() > 0.1
 
 
-def test_images_are_above_and_the_rows_below_are_the_classes(drawn, network, images):
-    axes, _ = drawn
+def test_images_are_above_and_the_rows_below_are_the_classes(plotted, network, images):
+    axes, _ = plotted
     _, made = reconstruct_each(network, images.images[:3] / 255)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["image", *CLASSES]
     for k in range(3):
@@ -70,8 +70,8 @@ def test_the_true_class_is_framed_and_the_predicted_one_where_it_is_another(netw
     }
 
 
-def test_the_numbers_are_those_of_every_cell(drawn, network, images):
-    _, numbers = drawn
+def test_the_numbers_are_those_of_every_cell(plotted, network, images):
+    _, numbers = plotted
     lengths, made = reconstruct_each(network, images.images[:3] / 255)
     assert numbers["n"] == 12
     for k, column in enumerate(numbers["shown"]):
@@ -81,8 +81,8 @@ def test_the_numbers_are_those_of_every_cell(drawn, network, images):
         assert column["squared_errors"] == pytest.approx(errors.tolist())
 
 
-def test_the_lengths_are_written_in_the_cells(drawn):
-    axes, numbers = drawn
+def test_the_lengths_are_written_in_the_cells(plotted):
+    axes, numbers = plotted
     written = [text.get_text() for text in axes.texts[:9]]
     assert written == [f"{length:.2f}" for column in numbers["shown"] for length in column["lengths"]]
 

@@ -47,9 +47,9 @@ def test_the_same_network_and_images_make_the_same_bytes(network, images, tmp_pa
 
 
 def test_the_first_images_are_shown_in_order(network, images, tmp_path, pages):
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, CLASSES, tmp_path / "a.png", count=4, columns=3)
-    first, second = drawn[0].axes
+    first, second = plotted[0].axes
     shown = [grey(first, 0, 0), grey(first, 0, 1), grey(first, 0, 2), grey(second, 0, 0)]
     torch.testing.assert_close(torch.stack(shown), images.images[:4, 0] / 255)
 
@@ -57,20 +57,20 @@ def test_the_first_images_are_shown_in_order(network, images, tmp_path, pages):
 def test_the_reconstruction_is_masked_by_the_prediction_and_never_by_the_label(network, images, tmp_path, pages):
     predictions, capsules, _ = predict(network, images)
     of_predictions, of_labels = (network.decode(capsules, k)[:, 0].detach() for k in (predictions, images.labels))
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, CLASSES, tmp_path / "a.png")
-    shown = torch.stack([grey(axes, 1, k) for axes, n in zip(drawn[0].axes, (10, 2), strict=True) for k in range(n)])
+    shown = torch.stack([grey(axes, 1, k) for axes, n in zip(plotted[0].axes, (10, 2), strict=True) for k in range(n)])
     torch.testing.assert_close(shown, of_predictions, atol=1 / 255, rtol=0)
     assert (shown - of_labels).abs().max() > 0.1
-    assert "reconstructed from the capsule of the predicted class" in words(drawn[0])
+    assert "reconstructed from the capsule of the predicted class" in words(plotted[0])
 
 
 def test_a_title_tells_label_prediction_and_length_and_an_error_is_marked(network, images, tmp_path, pages):
     predictions, _, lengths = predict(network, images)
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, ("0", "1", "2"), tmp_path / "a.png")
-    assert frames(drawn[0]) == 2 * int((predictions != images.labels).sum())
-    for title, label, prediction, length in zip(titles(drawn[0]), images.labels, predictions, lengths, strict=True):
+    assert frames(plotted[0]) == 2 * int((predictions != images.labels).sum())
+    for title, label, prediction, length in zip(titles(plotted[0]), images.labels, predictions, lengths, strict=True):
         mark = "" if label == prediction else "✗ "
         assert title == f"{mark}{label} → {prediction}  {length.max():.2f}"
 
@@ -78,26 +78,26 @@ def test_a_title_tells_label_prediction_and_length_and_an_error_is_marked(networ
 def test_only_errors_are_shown_when_only_errors_are_asked_for(network, images, tmp_path, pages):
     wrong = int((predict(network, images)[0] != images.labels).sum())
     assert 0 < wrong < 12
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, CLASSES, tmp_path / "a.png", predictions=predict(network, images)[0])
-    assert len(titles(drawn[0])) == wrong
-    assert all(title.startswith("✗") for title in titles(drawn[0]))
-    assert f"All {wrong} misclassified of n = 12 images" in words(drawn[0])
+    assert len(titles(plotted[0])) == wrong
+    assert all(title.startswith("✗") for title in titles(plotted[0]))
+    assert f"All {wrong} misclassified of n = 12 images" in words(plotted[0])
 
 
 def test_an_error_has_the_reconstructions_from_the_prediction_and_from_the_label(network, images, tmp_path, pages):
     predictions, capsules, _ = predict(network, images)
     k = int((predictions != images.labels).nonzero()[0])
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, CLASSES, tmp_path / "a.png", predictions=predict(network, images)[0], count=1)
-    axes = drawn[0].axes[0]
+    axes = plotted[0].axes[0]
     torch.testing.assert_close(grey(axes, 0, 0), images.images[k, 0] / 255)
     for row, classes in ((1, predictions), (2, images.labels)):
         made = network.decode(capsules, classes)[k, 0].detach()
         torch.testing.assert_close(grey(axes, row, 0), made, atol=1 / 255, rtol=0)
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows == ["image", "from the\npredicted class", "from the\ntrue class"]
-    assert "that of the predicted class and that of the true class" in words(drawn[0])
+    assert "that of the predicted class and that of the true class" in words(plotted[0])
 
 
 @pytest.mark.parametrize("errors_only", [False, True])
@@ -121,17 +121,17 @@ def test_the_numbers_are_those_of_the_reconstructions(network, images, tmp_path,
 
 
 def test_no_more_errors_are_shown_than_asked_for(network, images, tmp_path, pages):
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, CLASSES, tmp_path / "a.png", predictions=predict(network, images)[0], count=2)
-    assert len(titles(drawn[0])) == 2
-    assert "The first 2 misclassified of n = 12 images" in words(drawn[0])
+    assert len(titles(plotted[0])) == 2
+    assert "The first 2 misclassified of n = 12 images" in words(plotted[0])
 
 
 def test_without_errors_the_figure_says_so(network, images, tmp_path, pages):
     right = ImageSet(images.images, predict(network, images)[0])
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, right, CLASSES, tmp_path / "a.png", predictions=predict(network, images)[0])
-    assert words(drawn[0]) == "no errors in n = 12 images"
+    assert words(plotted[0]) == "no errors in n = 12 images"
     assert numbers(tmp_path / "a.png") == {"n": 12, "errors_only": True, "shown": []}
 
 
@@ -147,9 +147,9 @@ def test_the_figure_has_room_for_its_bands(network, images, tmp_path, count, col
 def test_colour_images_are_shown_in_colour(tmp_path, pages):
     network = CapsNet((3, 8, 10), 2, conv_channels=4, conv_kernel=3, primary_types=2, primary_kernel=3)
     images = ImageSet(torch.randint(256, (2, 3, 8, 10), dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    drawn = pages(reconstructions)
+    plotted = pages(reconstructions)
     plot_reconstructions(network, images, ("a", "b"), tmp_path / "a.png")
-    assert torch.equal(tile(drawn[0].axes[0], 0, 0, 8, 10), images.images[0].permute(1, 2, 0) / 255)
+    assert torch.equal(tile(plotted[0].axes[0], 0, 0, 8, 10), images.images[0].permute(1, 2, 0) / 255)
 
 
 def test_a_network_in_training_stays_so(network, images, tmp_path):

@@ -103,7 +103,7 @@ def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
         ({"labels": LABELS * 2}, "labels must run from 0 to 1, each used at least once, not 0, 2$"),
         ({"labels": LABELS + 0.5}, r"labels are float64 \(20,\): they must be whole numbers \[n\]"),
         ({"labels": LABELS[:, None]}, r"labels are int64 \(20, 1\): they must be whole numbers"),
-        ({"labels": LABELS * 0}, "own.npz has 1 class: telling apart takes at least two"),
+        ({"labels": LABELS * 0}, "own.npz has 1 class: a classifier needs at least two"),
         ({"labels": np.eye(20, dtype=int)[0]}, "class '1' has 1 image: add images"),
         ({"classes": np.array(["a"])}, "labels must run from 0 to 0, each used at least once, not 0, 1$"),
         ({"classes": np.array(["a", "b", "c"])}, "labels must run from 0 to 2, each used at least once, not 0, 1$"),

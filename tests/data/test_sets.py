@@ -24,7 +24,7 @@ def test_the_images_and_the_labels_of_a_set_move_to_a_device():
 
 
 def test_data_of_one_class_are_refused():
-    with pytest.raises(InputError, match="cats has 1 class: telling apart takes at least two"):
+    with pytest.raises(InputError, match="cats has 1 class: a classifier needs at least two"):
         Data("cats", ("cat",), *[numbered(3, classes=1)] * 3)
 
 

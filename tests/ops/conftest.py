@@ -7,7 +7,7 @@ from capsnet.ops import compiler, fourier, native, squash, streaming
 from capsnet.ops.dispatch import routing_backend
 from tests.ops.helpers import BACKENDS
 
-LIBRARIES = (native.compiled, fourier._library, squash._compiled)  # which are kept once they are compiled
+LIBRARIES = (native.compiled, fourier._library, squash._compiled)  # caches of compiled libraries
 
 
 @pytest.fixture(params=BACKENDS)
@@ -20,7 +20,7 @@ def backend(request, monkeypatch):
 
 @pytest.fixture
 def nothing_compiled(monkeypatch, tmp_path):
-    """A machine where nothing has been compiled yet, and its empty cache."""
+    """Set up a machine where nothing has been compiled yet; the folder of its empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for found in LIBRARIES:
         found.cache_clear()
@@ -33,7 +33,7 @@ def nothing_compiled(monkeypatch, tmp_path):
 
 @pytest.fixture
 def poisoned():
-    """Memory is NaN where nothing has been written yet."""
+    """Fill new memory with NaN."""
     torch.set_deterministic_debug_mode("error")
     assert torch.empty(3).isnan().all()
     yield

@@ -1,4 +1,4 @@
-"""A function's values and gradients side by side, so that one comparison covers both."""
+"""A function's values and gradients in one list, so that one comparison covers both."""
 
 from collections.abc import Callable
 

@@ -21,7 +21,7 @@ def inputs(b, i, j, d, e, dtype=torch.float64, device="cpu"):
 
 
 def arguments(shape, *extras, backend="streaming", dtype=torch.float64):
-    """What `route` takes, by name: children and a weight of shape (b, i, j, d, e); the extras are prior and bias."""
+    """Arguments of `route` by name: children and a weight of shape (b, i, j, d, e); the extras are prior and bias."""
     device = "cuda" if backend == "triton" else "cpu"
     children, weight = inputs(*shape, dtype, device)
     _, i, j, _, e = shape
@@ -36,13 +36,13 @@ def reference(children, weight, *args, **options):
 
 
 def by(function, tensors, **options):
-    """What a function gives for tensors by name, and their gradients."""
+    """A function's result for tensors by name, and their gradients."""
     return with_gradients(
         lambda *values: function(**dict(zip(tensors, values, strict=True)), **options), *tensors.values()
     )
 
 
-# i and d are above 1, since autocast leaves a reference that sums nothing in float32.
+# i and d are above 1: under autocast, the reference stays in float32 where it has nothing to sum.
 ERROR_SHAPES = [
     (64, 7, 3, 5, 8),
     (64, 7, 1, 5, 33),
@@ -53,13 +53,13 @@ ERROR_SHAPES = [
 ]
 
 
-# In some draws the routing of one image is so ill-conditioned that its error exceeds all others', and whose is then the
-# larger, ours or the reference's, is chance: of 40 draws of one shape the ratio was 0.6 to 3.9, and typically 1.1.
+# In some draws one image's routing is so ill-conditioned that its error dominates. Whether our or the reference's error
+# is then larger is chance: in 40 draws of one shape the ratio was 0.6 to 3.9, and typically 1.1.
 DRAWS = 8
 
 
 def assert_errors_at_most_twice_the_references(ours, its, draw, dtype):
-    """Hold `ours`, of the tensors that `draw` makes, to `its` error: the geometric mean over draws of the mean error.
+    """Compare the errors of `ours` and `its` for tensors made by `draw`: geometric means over draws of the mean error.
 
     Both are compared with the reference in float64: the parents, and the gradient for each tensor.
     """
@@ -76,7 +76,7 @@ def assert_errors_at_most_twice_the_references(ours, its, draw, dtype):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Watches every operation, those of the backward pass too, for the most bytes that a result has.
+    """Records the most bytes of any operation's result, also in the backward pass.
 
     Views of the known tensors do not count.
     """

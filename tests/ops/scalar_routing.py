@@ -1,4 +1,4 @@
-"""Procedure 1 of Sabour, Frosst and Hinton (2017) with one number at a time: there is no axis to get wrong.
+"""Procedure 1 of Sabour, Frosst and Hinton (2017) with one number at a time, so that no axis can be wrong.
 
 Numbers are tensors without axes, so that gradients flow through them.
 """

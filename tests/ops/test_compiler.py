@@ -1,4 +1,4 @@
-"""Routing's C code is compiled once and kept intact; a compiler or a cache that fails costs one line and no more."""
+"""Routing's C code is compiled once and cached intact; if the compiler or the cache fails, one line is logged."""
 
 import errno
 import logging
@@ -28,14 +28,14 @@ MANY = torch.empty(64, 1152, 8), torch.empty(1152, 10, 8, 16)
 
 
 def start_routing():
-    """A process of its own that routes by compiled code: a damaged library would kill it."""
+    """Start a process that routes by compiled code; a damaged library would kill it."""
     return subprocess.Popen([sys.executable, "-c", ROUTE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def parents_of(process):
-    said, errors = process.communicate()
+    output, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
-    return said
+    return output
 
 
 def flip_a_bit(content):
@@ -56,20 +56,20 @@ DAMAGES = {
 
 @no_compiler
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_kept_library_that_is_damaged_is_compiled_again(damage, nothing_compiled):
+def test_a_damaged_library_in_the_cache_is_compiled_again(damage, nothing_compiled):
     assert native.compiled(torch.float32, 3, 2) is not None
     [kept] = nothing_compiled.iterdir()
     intact = kept.read_bytes()
-    kept.unlink()  # and written anew, as this process has loaded what it held
+    kept.unlink()  # and written again, since this process has loaded the old file
     kept.write_bytes(damage(intact))
-    said = parents_of(start_routing())
+    output = parents_of(start_routing())
     [again] = nothing_compiled.iterdir()
     assert again.stem.endswith(compiler._sha256(again))
-    assert said == parents_of(start_routing())
+    assert output == parents_of(start_routing())
 
 
 @no_compiler
-def test_a_kept_library_is_not_compiled_again(nothing_compiled, monkeypatch):
+def test_a_cached_library_is_not_compiled_again(nothing_compiled, monkeypatch):
     assert native.compiled(torch.float32, 3, 2) is not None
     native.compiled.cache_clear()
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("it compiles"))
@@ -85,8 +85,8 @@ def test_two_processes_that_compile_at_once_both_succeed():
 
 
 @no_compiler
-@pytest.mark.parametrize("place", ["a file", "a folder that nobody can write to"])
-def test_without_a_cache_that_can_be_used_routing_is_compiled_all_the_same(place, nothing_compiled, monkeypatch):
+@pytest.mark.parametrize("place", ["a file", "a folder without write access"])
+def test_routing_is_compiled_also_without_a_usable_cache(place, nothing_compiled, monkeypatch):
     if place == "a file":
         nothing_compiled.parent.parent.write_text("")
     else:
@@ -95,8 +95,8 @@ def test_without_a_cache_that_can_be_used_routing_is_compiled_all_the_same(place
 
 
 @no_compiler
-def test_a_cache_that_is_full_holds_no_part_of_a_library(nothing_compiled, monkeypatch):
-    def full(file):  # stands for a disk without room, which says so at last when it is to be written to
+def test_a_full_cache_has_no_part_of_a_library(nothing_compiled, monkeypatch):
+    def full(file):  # as on a full disk, which reports it when it is flushed
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -105,7 +105,7 @@ def test_a_cache_that_is_full_holds_no_part_of_a_library(nothing_compiled, monke
 
 
 def script(folder, text):
-    """A program that stands for a compiler."""
+    """A program in the place of a compiler."""
     path = folder / "compiler.sh"
     path.write_text(f"#!/bin/sh\nfor last; do :; done\n{text}\n")
     path.chmod(0o755)
@@ -113,14 +113,14 @@ def script(folder, text):
 
 
 COMPILERS = {
-    "unbalanced quotes": (lambda folder: 'cc "', "CC='cc \"' is no command: No closing quotation"),
+    "unbalanced quotes": (lambda folder: 'cc "', "CC='cc \"' is not a command: No closing quotation"),
     "no such program": (lambda folder: f"{folder}/none", "none cannot be run: .* No such file or directory"),
     "a folder": (str, "cannot be run: .* Permission denied"),
     "a program that fails": (
         lambda folder: script(folder, "echo 'no such\n  option' >&2; exit 3"),
         "compiler.sh ended with status 3: no such option",
     ),
-    "a program that only talks": (
+    "a program that only prints": (
         lambda folder: script(folder, "echo I am no compiler"),
         "compiler.sh ended without an error and without a library",
     ),
@@ -137,7 +137,7 @@ COMPILERS = {
 
 def assert_routing_is_streamed(caplog, reason):
     assert choose_backend(*MANY) == "streaming"
-    assert choose_backend(*(t.double() for t in MANY)) == "streaming"  # and nothing is said again
+    assert choose_backend(*(t.double() for t in MANY)) == "streaming"  # and nothing is logged again
     [record] = (record for record in caplog.records if record.levelno >= logging.WARNING)
     assert record.message.startswith("routing is not compiled and runs in plain PyTorch: ")
     assert "\n" not in record.message
@@ -146,7 +146,7 @@ def assert_routing_is_streamed(caplog, reason):
 
 @no_compiler
 @pytest.mark.parametrize(("cc", "reason"), COMPILERS.values(), ids=COMPILERS)
-def test_a_compiler_that_does_not_work_costs_one_line(cc, reason, nothing_compiled, tmp_path, monkeypatch, caplog):
+def test_a_broken_compiler_is_logged_in_one_line(cc, reason, nothing_compiled, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CC", cc(tmp_path))
     assert_routing_is_streamed(caplog, reason)
 

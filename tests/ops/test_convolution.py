@@ -1,4 +1,4 @@
-"""The convolution by Fourier transform is the direct one, and is chosen only where it pays."""
+"""The convolution by Fourier transform equals the direct one, and is chosen only where it is faster."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def inputs(b, c, grid, k, kernel, dtype=torch.float64):
         ((8, 8), (8, 8), 1),  # a kernel as large as the image
     ],
 )
-def test_the_transforms_values_and_gradients_are_the_direct_sums(grid, kernel, stride):
+def test_the_transforms_values_and_gradients_equal_the_direct_convolutions(grid, kernel, stride):
     tensors = inputs(3, 2, grid, 4, kernel)
     transformed = with_gradients(lambda *tensors: fourier_conv2d(*tensors, stride), *tensors)
     direct = with_gradients(lambda *tensors: F.conv2d(*tensors, stride), *tensors)
@@ -53,11 +53,11 @@ def test_a_bias_is_optional():
 
 def test_images_with_their_channels_last_in_memory_give_the_same():
     images, weight, bias = inputs(3, 2, (9, 9), 4, (3, 3))
-    turned = images.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(fourier_conv2d(turned, weight, bias, 2), fourier_conv2d(images, weight, bias, 2))
+    channels_last = images.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(fourier_conv2d(channels_last, weight, bias, 2), fourier_conv2d(images, weight, bias, 2))
 
 
-def test_a_transform_first_met_in_inference_serves_training_too():
+def test_a_transform_cached_in_inference_mode_works_in_training():
     images, weight, _ = inputs(1, 2, (13, 10), 4, (3, 3), torch.float32)
     with torch.inference_mode():
         fourier_conv2d(images, weight)
@@ -69,14 +69,14 @@ def test_an_empty_batch_has_an_empty_result():
 
 
 @pytest.mark.parametrize("side", [3, 4])
-def test_an_image_smaller_than_the_kernel_is_refused_as_by_the_direct_sum(side):
+def test_an_image_smaller_than_the_kernel_is_refused_as_by_conv2d(side):
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         strided_conv2d(*inputs(1, 64, (side, side), 64, (9, 9), torch.float32), 2)
 
 
 @pytest.fixture(params=["compiled", "plain"])
 def way(request, monkeypatch):
-    """How the transforms are computed: by `fourier.c`, or as matrix products."""
+    """Compute the transforms by `fourier.c`, or as matrix products."""
     if request.param == "plain":
         monkeypatch.setattr(fourier, "_library", lambda: None)
     elif fourier._library() is None:
@@ -85,7 +85,7 @@ def way(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("b", "c", "grid", "k", "kernel", "stride"), SIZES)
-def test_the_transforms_error_is_at_most_twice_the_direct_sums(way, dtype, b, c, grid, k, kernel, stride):
+def test_the_transforms_error_is_at_most_twice_the_direct_convolutions(way, dtype, b, c, grid, k, kernel, stride):
     images, weight, bias = inputs(b, c, grid, k, kernel, torch.float32)
     images, weight = images.to(dtype).float(), weight.contiguous(memory_format=torch.channels_last)
     doubles = images.double(), weight.double(), bias.double()
@@ -99,7 +99,7 @@ def test_the_transforms_error_is_at_most_twice_the_direct_sums(way, dtype, b, c,
 
 
 @pytest.mark.parametrize("frozen", ["images", "weight"])
-def test_what_is_frozen_has_no_gradient(way, frozen):
+def test_a_frozen_tensor_has_no_gradient(way, frozen):
     images, weight, _ = inputs(2, 16, (9, 9), 16, (3, 3), torch.float32)
     leaves = {"images": images, "weight": weight}
     free = next(tensor.requires_grad_() for name, tensor in leaves.items() if name != frozen)
@@ -131,7 +131,7 @@ def test_the_transform_has_the_derivatives_of_torch_func(way):
     torch.testing.assert_close(*slopes)
 
 
-def test_numbers_that_are_not_finite_are_so_in_the_result(way):
+def test_nan_in_an_image_is_nan_in_its_result_only(way):
     images, weight, _ = inputs(2, 16, (9, 9), 16, (3, 3), torch.float32)
     images[0, 0, 0, 0] = torch.nan
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,14 +180,12 @@ def test_the_transform_is_chosen_for_the_papers_network(chosen, dtype, autocast)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("grid", "kernel", "stride"), [((28, 28), (9, 9), 1), ((11, 14), (3, 4), 3)])
-def test_of_images_of_one_channel_that_need_a_gradient_one_product_is_as_exact_as_the_direct_sum(
-    dtype, grid, kernel, stride
-):
+def test_for_images_of_one_channel_that_need_a_gradient_one_product_is_as_exact_as_conv2d(dtype, grid, kernel, stride):
     images, weight, bias = inputs(4, 1, grid, 16, kernel, dtype)
     exact = with_gradients(lambda *t: F.conv2d(*t, stride), images.double(), weight.double(), bias.double())
     product = with_gradients(lambda *t: strided_conv2d(*t, stride), images, weight, bias)
     direct = with_gradients(lambda *t: F.conv2d(*t, stride), images, weight, bias)
-    assert not torch.equal(product[1], direct[1])  # that it is not the direct sum itself
+    assert not torch.equal(product[1], direct[1])  # so it is not conv2d itself
     for name, truth, ours, its in zip(("result", "images", "weight", "bias"), exact, product, direct, strict=True):
         assert (ours - truth).abs().mean() <= 2 * (its - truth).abs().mean(), name
 
@@ -204,7 +202,7 @@ def test_of_images_of_one_channel_that_need_a_gradient_one_product_is_as_exact_a
         pytest.param(torch.float32, 64, 64, 64, (60, 20), (9, 9), id="a large image"),
     ],
 )
-def test_the_direct_sum_is_chosen_where_the_transform_does_not_pay(chosen, dtype, b, c, k, grid, kernel):
+def test_the_direct_convolution_is_chosen_where_the_transform_is_slower(chosen, dtype, b, c, k, grid, kernel):
     tensors = inputs(b, c, grid, k, kernel, dtype)
     assert torch.equal(strided_conv2d(*tensors, 2), F.conv2d(*tensors, 2))
     assert chosen == []
@@ -217,7 +215,7 @@ def test_float64_stays_float64_under_autocast():
         assert fourier_conv2d(*tensors, 2).dtype == torch.float64
 
 
-def test_without_a_compiler_the_direct_sum_is_chosen_in_bf16(chosen, monkeypatch):
+def test_without_a_compiler_the_direct_convolution_is_chosen_in_bf16(chosen, monkeypatch):
     monkeypatch.setattr(fourier, "_library", lambda: None)
     strided_conv2d(*inputs(32, 64, (20, 20), 64, (9, 9), torch.bfloat16), 2)
     assert chosen == []
@@ -237,7 +235,7 @@ def test_the_choice_takes_at_most_a_third_longer_than_the_faster_way(path):
 
 # torch.compile itself instantiates the autograd function that it traces.
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
-def test_compiling_takes_the_transform_without_a_break():
+def test_the_transform_compiles_without_a_graph_break():
     tensors = inputs(2, 3, (9, 9), 4, (3, 3))
     compiled = torch.compile(lambda *tensors: fourier_conv2d(*tensors, 2) * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*tensors), fourier_conv2d(*tensors, 2) * 2)

@@ -99,12 +99,12 @@ def test_a_backend_that_cannot_run_says_why(backend, tensors, reason):
 
 @pytest.fixture
 def no_compiler_at_hand(monkeypatch, nothing_compiled, tmp_path):
-    """A machine whose C compiler is not there, and where none has been before."""
+    """Set up a machine that has no C compiler and has never had one."""
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
 
 
 @pytest.mark.usefixtures("no_compiler_at_hand")
-def test_without_a_compiler_routing_is_streamed_and_says_so(caplog):
+def test_without_a_compiler_routing_is_streamed_and_logs_so(caplog):
     assert choose_backend(*empties(*MANY)) == "streaming"
     assert "routing is not compiled and runs in plain PyTorch" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Compiled routing takes the numbers of bf16 in pairs, and loses nothing by it but what the results are rounded to."""
+"""Compiled routing multiplies numbers of bf16 in pairs, which adds no error but that of rounding the results."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ ODD = [(33, 7, 3, 5, 16), (33, 7, 3, 8, 5)]  # whose capsules do not come in pai
 
 
 def passes(shape, none_of_the_above, with_prior):
-    """Compiled passes in bf16 and plain ones in float64, over the same numbers."""
+    """The native backend in bf16 and the streaming backend in float64, for the same numbers."""
     children, weight = (t.bfloat16() for t in inputs(*shape))
     prior = torch.randn(shape[1:3]) if with_prior else None
     exact = streaming.Streaming(
@@ -54,13 +54,13 @@ def test_sums_of_bf16_are_as_exact_as_those_of_float32(shape, none_of_the_above,
 @pytest.mark.parametrize(
     "needs", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
 )
-@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("through_agreement", [False, True])
 @pytest.mark.parametrize("shape", SHAPES + ODD, ids=str)
-def test_gradients_of_bf16_are_exact_but_for_rounding(shape, through, needs):
+def test_gradients_of_bf16_are_exact_but_for_rounding(shape, through_agreement, needs):
     ours, exact = passes(shape, False, True)
-    parent_sum, grad, even = parents(shape, 2), parents(shape, 2), parents(shape)
-    found = ours.gradients(parent_sum, grad, even, through, needs)
-    expected = exact.gradients(parent_sum.double(), grad.double(), even.double(), through, needs)
+    parent_sum, grad, grad_uniform = parents(shape, 2), parents(shape, 2), parents(shape)
+    found = ours.gradients(parent_sum, grad, grad_uniform, through_agreement, needs)
+    expected = exact.gradients(parent_sum.double(), grad.double(), grad_uniform.double(), through_agreement, needs)
     for name, ours, its in zip(("children", "weight", "prior"), found, expected, strict=True):
         assert (ours is None) == (its is None), name
         if ours is not None:
@@ -68,14 +68,14 @@ def test_gradients_of_bf16_are_exact_but_for_rounding(shape, through, needs):
 
 
 @pytest.mark.parametrize("b", [20, 40])
-def test_children_of_bf16_may_lie_anywhere_in_memory(b):
+def test_children_of_bf16_may_be_anywhere_in_memory(b):
     children, weight = (t.bfloat16() for t in inputs(b, 7, 3, 8, 16))
     moved = torch.empty(children.numel() + 1, dtype=torch.bfloat16)[1:].view(children.shape).copy_(children)
     assert moved.storage_offset() % 2
     with routing_backend("native"):
         assert torch.equal(route(moved, weight), route(children, weight))
-        turned = children.mT.contiguous().mT, weight.mT.contiguous().mT
-        assert torch.equal(route(*turned), route(children, weight))
+        transposed = children.mT.contiguous().mT, weight.mT.contiguous().mT
+        assert torch.equal(route(*transposed), route(children, weight))
 
 
 def test_nan_in_bf16_is_not_hidden():

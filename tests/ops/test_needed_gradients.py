@@ -1,4 +1,4 @@
-"""A gradient that nobody asks for is not computed, and those that are asked for have the same bits without it."""
+"""A gradient that is not needed is not computed, and the others have the same bits without it."""
 
 from itertools import combinations, product
 
@@ -62,7 +62,7 @@ def test_backward_makes_nothing_of_the_size_of_a_frozen_weight(backend, monkeypa
 
 
 def flops(names, tensors):
-    """Those of the matrix products in a backward pass that computes these gradients."""
+    """The FLOP of the matrix products in a backward pass that computes these gradients."""
     parents = route(**{name: t.detach().requires_grad_(name in names) for name, t in tensors.items()})
     with FlopCounterMode(display=False) as counter:
         parents.sum().backward()
@@ -79,7 +79,7 @@ def test_the_matrix_products_of_frozen_tensors_are_skipped(backend):
 
 
 @pytest.mark.parametrize("needs", list(product([False, True], repeat=4)), ids=str)
-def test_the_backward_operation_is_what_torch_expects_of_it(needs, backend):
+def test_the_backward_operation_passes_torchs_opcheck(needs, backend):
     children, weight, prior, bias = arguments(SHAPE, "prior", "bias", backend=backend).values()
     parents, sums = autograd.route_op(children, weight, prior, bias, 3, False, True)
     args = children, weight, prior, sums, torch.randn_like(parents), False, True, list(needs)
@@ -111,7 +111,7 @@ def test_compiled_code_computes_the_needed_gradients_alone(names, backend):
 
 
 class Watched(TorchDispatchMode):
-    """Counts the matrix products, and keeps which gradients each convolution's backward was asked for."""
+    """Counts the matrix products, and records which gradients each convolution's backward computes."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every routing is Procedure 1: equal, with its gradients, to loops over single numbers."""
+"""Every backend equals Procedure 1 in loops over single numbers, and so do its gradients."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def with_votes(children, weight, *args, **options):
 
 
 def by(backend):
-    """Routing by one of its fast backends, of inputs so few that `route` itself would keep their votes."""
+    """Routing by a given backend; for so few votes `route` would choose the reference."""
 
     def call(*args, **options):
         with routing_backend(backend):
@@ -65,7 +65,7 @@ def test_routing_equals_procedure_1_with_one_number_at_a_time(routing, iteration
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_what_the_gradient_passes_through_changes_the_gradient_alone(routing):
+def test_the_gradient_option_changes_the_gradient_only(routing):
     children, weight = inputs()
     all_iterations = with_gradients(lambda *inputs: routing(*inputs, gradient="all"), children, weight)
     last_iteration = with_gradients(lambda *inputs: routing(*inputs, gradient="last"), children, weight)
@@ -75,7 +75,7 @@ def test_what_the_gradient_passes_through_changes_the_gradient_alone(routing):
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_the_last_gradient_takes_the_couplings_for_constants(routing):
+def test_gradient_last_treats_the_couplings_as_constants(routing):
     children, weight = inputs()
     *_, (couplings, _) = routing_trace(vote(children, weight))
 

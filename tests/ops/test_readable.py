@@ -1,4 +1,4 @@
-"""Compiled code is called only with numbers in a CPU's memory, whatever the default device or a tracer."""
+"""Compiled code is called only with tensors in a CPU's memory, whatever the default device and the tracers."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ not_of_route = pytest.mark.parametrize("call", ["squash", "convolution"], indire
 
 @pytest.fixture(params=CALLS)
 def call(request):
-    """A function with compiled code, and what it is given."""
+    """A function with compiled code, and its arguments."""
     fourier._find_waves.cache_clear()
     function, shapes = CALLS[request.param]
     return function, [torch.randn(shape) / 8 for shape in shapes]
@@ -35,14 +35,14 @@ def test_the_default_device_may_be_another(call):
     torch.testing.assert_close(found, function(*given), rtol=0, atol=0)
 
 
-def test_fake_tensors_have_a_shape_and_leave_nothing_behind(call):
+def test_fake_tensors_have_a_shape_and_do_not_change_later_results(call):
     function, given = call
     with FakeTensorMode() as mode:
         shape = function(*map(mode.from_tensor, given)).shape
     assert function(*given).shape == shape
 
 
-@not_of_route  # whose autograd function make_fx cannot trace
+@not_of_route  # make_fx cannot trace its autograd function
 def test_a_traced_graph_computes_the_same(call):
     function, given = call
     other = [torch.randn_like(tensor) / 8 for tensor in given]
@@ -50,7 +50,7 @@ def test_a_traced_graph_computes_the_same(call):
     torch.testing.assert_close(traced(*other), function(*other), rtol=1e-4, atol=1e-5)
 
 
-@not_of_route  # whose backward writes in place
+@not_of_route  # its backward pass writes in place
 def test_many_gradients_may_be_taken_at_once(call):
     function, given = call
     given[0].requires_grad_()

@@ -1,4 +1,4 @@
-"""The reference is Procedure 1: checked against single numbers, and for what the paper says of it."""
+"""The reference is Procedure 1 and has the properties that the paper describes."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_with_none_of_the_above_a_childs_couplings_sum_to_less_than_1(votes):
     )
 
 
-def test_a_parent_that_agrees_with_a_child_gets_more_of_it():
+def test_couplings_grow_to_a_parent_on_which_the_children_agree():
     votes = torch.zeros(1, 3, 2, 2)
     votes[0, :, 0] = torch.tensor([1.0, 0.0])  # all children agree about the first parent
     votes[0, :, 1] = torch.tensor([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]])  # and not about the second
@@ -72,7 +72,7 @@ def test_the_parents_are_those_of_the_traces_last_iteration(votes):
     assert torch.equal(dynamic_routing(votes, 2, none_of_the_above=True), parents)
 
 
-def test_watching_costs_an_iteration_only_when_it_is_asked_for(votes):
+def test_the_trace_computes_an_iteration_when_it_is_requested(votes):
     trace = routing_trace(votes, iterations=10**9)
     assert len([next(trace) for _ in range(2)]) == 2
 

@@ -31,7 +31,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_parents_and_gradients_equal_the_references_at_odd_shapes(shape, gradient, extras, backend, monkeypatch):
     _, _, j, d, _ = shape
-    monkeypatch.setattr(streaming, "CACHE", max(512, 50 * j * d))  # 50 children a tile, but of few several
+    monkeypatch.setattr(streaming, "CACHE", max(512, 50 * j * d))  # about 50 children in a tile
     tensors = arguments(shape, *extras, backend=backend)
     torch.testing.assert_close(by(route, tensors, gradient=gradient), by(reference, tensors, gradient=gradient))
 
@@ -65,17 +65,17 @@ def test_an_empty_batch_has_empty_parents_and_zero_gradients(asked):
 
 
 def transposed(tensor):
-    """The same numbers in memory of another order."""
-    turned = tensor.mT.contiguous().mT
-    assert not turned.is_contiguous()
-    return turned
+    """The same tensor with another layout in memory."""
+    other = tensor.mT.contiguous().mT
+    assert not other.is_contiguous()
+    return other
 
 
 def test_the_layout_in_memory_does_not_matter(backend):
     tensors = arguments((2, 7, 3, 5, 8), "prior", backend=backend)
-    turned = {name: transposed(t).requires_grad_() for name, t in tensors.items()}
+    others = {name: transposed(t).requires_grad_() for name, t in tensors.items()}
     grad = torch.randn(2, 3, 8).to(tensors["children"])
-    found = torch.autograd.grad(parents := route(**turned), list(turned.values()), transposed(grad))
+    found = torch.autograd.grad(parents := route(**others), list(others.values()), transposed(grad))
     straight = [t.requires_grad_() for t in tensors.values()]
     torch.testing.assert_close(parents, expected := reference(*straight[:2], prior=straight[2]))
     torch.testing.assert_close(found, torch.autograd.grad(expected, straight, grad))
@@ -98,7 +98,7 @@ def test_a_weight_may_be_repeated_without_a_copy(backend):
 
 @pytest.fixture
 def threads():
-    """More threads than one, of which a CPU backend gives each some children."""
+    """Use two threads, among which a CPU backend divides the children."""
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def test_derivatives_are_those_of_finite_differences(backend):
 
 
 @pytest.mark.parametrize("extras", [(), ("prior",), ("prior", "bias")], ids=str)
-def test_the_operations_are_what_torch_expects_of_them(extras, backend):
+def test_the_operations_pass_torchs_opcheck(extras, backend):
     tensors = {name: t.requires_grad_() for name, t in arguments((2, 3, 2, 2, 3), *extras, backend=backend).items()}
     children, weight, prior, bias = (tensors.get(name) for name in ("children", "weight", "prior", "bias"))
     torch.library.opcheck(autograd.route_op, (children, weight, prior, bias, 3, False, True))
@@ -155,7 +155,7 @@ def test_the_operations_are_what_torch_expects_of_them(extras, backend):
 
 
 @pytest.mark.parametrize("gradient", ["all", "last"])
-def test_compiling_takes_it_without_a_break(gradient, backend):
+def test_it_compiles_without_a_graph_break(gradient, backend):
     tensors = arguments((2, 3, 2, 2, 3), "prior", "bias", backend=backend)
 
     def doubled(**tensors):

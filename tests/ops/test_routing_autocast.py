@@ -1,4 +1,4 @@
-"""Under autocast routing's products are in its dtype, sums and parents in float32, gradients in the parameters' own."""
+"""Under autocast, products are in its dtype, sums and parents in float32, and gradients in the parameters' dtype."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_errors_are_at_most_twice_the_references(shape, backend, monkeypatch):
     )
 
 
-def test_children_that_come_in_bf16_meet_a_weight_in_float32(backend):
+def test_children_in_bf16_may_have_a_weight_in_float32(backend):
     tensors = arguments((2, 7, 3, 5, 8), "prior", "bias", dtype=torch.float32)
     tensors["children"] = tensors["children"].bfloat16()
     parents, *gradients = by(cast(route), tensors)
@@ -56,7 +56,7 @@ def test_float64_stays_float64(backend):
     torch.testing.assert_close(by(cast(route), tensors), by(route, tensors), rtol=0, atol=0)
 
 
-def test_a_backward_pass_under_autocast_is_that_without(backend):
+def test_a_backward_pass_is_the_same_under_autocast(backend):
     if backend == "reference":
         pytest.skip("the reference's products are PyTorch's own")
     tensors = [t.requires_grad_() for t in arguments((20, 7, 3, 5, 8), "prior", dtype=torch.float32).values()]
@@ -66,7 +66,7 @@ def test_a_backward_pass_under_autocast_is_that_without(backend):
         assert all(map(torch.equal, torch.autograd.grad(parents, tensors), expected))
 
 
-def test_compiled_capsules_are_the_same_without_a_break(backend):
+def test_compiled_capsules_are_the_same_without_a_graph_break(backend):
     if backend == "reference":
         pytest.skip("compiled code stores no votes")
     layer = RoutedCaps(7, 3, 5, 8, prior=True, bias=True)

@@ -25,7 +25,7 @@ def test_an_unknown_gradient_is_refused():
     ("children", "weight"),
     [((2, 6, 5), (7, 3, 5, 8)), ((2, 7, 4), (7, 3, 5, 8)), ((7, 5), (7, 3, 5, 8)), ((2, 7, 5), (7, 5, 8))],
 )
-def test_children_and_a_weight_that_do_not_fit_are_refused_with_their_shapes(children, weight):
+def test_children_and_a_weight_that_do_not_match_are_refused_with_their_shapes(children, weight):
     with pytest.raises(InputError, match="do not match") as refusal:
         route(torch.randn(children), torch.randn(weight))
     assert str(list(children)) in str(refusal.value)
@@ -39,7 +39,7 @@ def test_children_and_a_weight_that_do_not_fit_are_refused_with_their_shapes(chi
         ("bias", (8,), r"bias \[j, e\] must be \[3, 8\] for this weight, not \[8\]"),
     ],
 )
-def test_a_prior_or_bias_that_does_not_fit_is_refused(option, shape, message):
+def test_a_prior_or_bias_of_the_wrong_shape_is_refused(option, shape, message):
     with pytest.raises(InputError, match=message):
         route(*inputs(*SHAPE), **{option: torch.zeros(shape, dtype=torch.float64)})
 
@@ -54,7 +54,7 @@ def test_devices_that_differ_are_refused(name):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 @pytest.mark.parametrize("name", ["children", "weight", "prior", "bias"])
-def test_what_is_no_floating_point_number_is_refused(name, dtype):
+def test_tensors_that_are_not_floating_point_are_refused(name, dtype):
     tensors = arguments(SHAPE, "prior", "bias")
     tensors[name] = tensors[name].to(dtype)
     with pytest.raises(InputError, match=f"{name} must be floating-point numbers, not {dtype}"):

@@ -11,7 +11,7 @@ from capsnet.ops.dispatch import routing_backend
 from capsnet.ops.routing import route
 from tests.ops.helpers import arguments, inputs
 
-# PyTorch's own, as it loads what forward mode needs.
+# PyTorch's own warning, when it loads its forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 SHAPE = (2, 3, 4, 5, 2)
@@ -20,13 +20,13 @@ WAY_OUT = r"only the reference backend has second derivatives and forward-mode .
 
 @pytest.fixture
 def pair(backend):
-    """Children and a weight, where the backend runs."""
+    """Children and a weight, on the backend's device."""
     return tuple(arguments(SHAPE, backend=backend).values())
 
 
 @pytest.fixture
 def rows(backend):
-    """Six of such children and of such weights, and of a prior and a bias."""
+    """Six of such children, weights, priors and biases."""
     many = [arguments(SHAPE, "prior", "bias", backend=backend).values() for _ in range(6)]
     return [torch.stack(row) for row in zip(*many, strict=True)]
 
@@ -47,7 +47,7 @@ def test_gradients_by_torch_func_equal_the_references(transform, pair):
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=["children", "weight", "both"])
-def test_vmap_gives_each_row_what_it_gets_alone(in_dims, rows, pair):
+def test_vmap_routes_each_row_as_alone(in_dims, rows, pair):
     args = [alone if dim is None else many for many, alone, dim in zip(rows, pair, in_dims, strict=False)]
     found = vmap(route, in_dims)(*args)
     for v in range(6):
@@ -58,8 +58,8 @@ def test_vmap_gives_each_row_what_it_gets_alone(in_dims, rows, pair):
 
 def test_vmap_may_go_over_any_axis_and_over_prior_and_bias(rows):
     children, weight, prior, bias = rows
-    turned = children.movedim(0, 2), weight[0], prior.movedim(0, 1), bias
-    found = vmap(lambda *args: route(*args[:2], prior=args[2], bias=args[3]), (2, None, 1, 0))(*turned)
+    moved = children.movedim(0, 2), weight[0], prior.movedim(0, 1), bias
+    found = vmap(lambda *args: route(*args[:2], prior=args[2], bias=args[3]), (2, None, 1, 0))(*moved)
     one = [route(c, weight[0], prior=p, bias=q) for c, p, q in zip(children, prior, bias, strict=True)]
     torch.testing.assert_close(found, torch.stack(one))
 
@@ -122,7 +122,7 @@ def test_the_reference_has_second_derivatives():
         assert torch.autograd.gradgradcheck(route, pair)
 
 
-def test_of_few_votes_second_derivatives_are_there_without_asking():
+def test_few_votes_have_second_derivatives_by_default():
     children, weight = inputs(*SHAPE)
     with routing_backend("reference"):
         expected = hessian(loss)(children, weight)
@@ -135,7 +135,7 @@ def test_a_dual_number_is_refused_and_never_taken_for_a_constant(pair):
         route(forward_ad.make_dual(children, children), weight)
 
 
-# What is refused, the compiler hands back to eager mode, and goes on to trace what it is made of.
+# The compiler runs refused code in eager mode, and then traces its parts.
 @pytest.mark.filterwarnings("ignore:Dynamo :UserWarning")
 def test_forward_mode_is_refused_in_compiled_code_too(pair):
     compiled = torch.compile(BEYOND["jvp"], backend="aot_eager")
@@ -143,6 +143,6 @@ def test_forward_mode_is_refused_in_compiled_code_too(pair):
         compiled(*pair)
 
 
-def test_vmap_compiles_without_a_break(rows, pair):
+def test_vmap_compiles_without_a_graph_break(rows, pair):
     compiled = torch.compile(vmap(route, (0, None)), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(rows[0], pair[1]), vmap(route, (0, None))(rows[0], pair[1]))

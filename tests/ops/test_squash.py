@@ -1,4 +1,4 @@
-"""The squash is Eq. 1 of the paper, along the last axis and smooth at zero; compiled code gives the same."""
+"""The squash is Eq. 1 of the paper along the last axis, differentiable at zero; compiled code computes the same."""
 
 import logging
 
@@ -10,7 +10,7 @@ from capsnet.ops.squash import plain_squash, squash, squash_gradient
 from tests.ops.gradients import with_gradients
 from tests.ops.helpers import no_compiler
 
-# PyTorch's own, as it loads what forward mode needs.
+# PyTorch's own warning, when it loads its forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -19,7 +19,7 @@ WAYS = ["plain", pytest.param("compiled", marks=no_compiler)]
 
 @pytest.fixture(autouse=True, params=WAYS)
 def way(request, monkeypatch):
-    """Each test runs in plain PyTorch and by compiled code, which then takes any number of capsules."""
+    """Run each test in plain PyTorch and by compiled code, even for few capsules."""
     monkeypatch.setattr(module, "MANY", 1 if request.param == "compiled" else float("inf"))
     return request.param
 
@@ -62,7 +62,7 @@ def test_at_a_zero_vector_the_result_and_the_gradient_are_exactly_zero(dtype):
     assert torch.equal(s.grad, torch.zeros_like(s))
 
 
-def test_a_zero_vector_spoils_no_gradient_beside_it():
+def test_a_zero_vector_changes_no_gradient_of_its_neighbours():
     s = vectors(3, 8)
     alone = torch.func.grad(lambda s: squash(s).sum())(s[1])
     s[0] = s[2] = 0
@@ -126,7 +126,7 @@ def test_a_gradient_may_be_one_number_repeated():
 
 
 @only_compiled
-def test_the_gradient_lies_in_memory_as_the_capsules_do():
+def test_the_gradient_has_the_strides_of_the_capsules():
     s = LAYOUTS["as a convolution gives them"](vectors(3, 4, 5, 8)).requires_grad_()
     (found,) = torch.autograd.grad(squash(s).sum(), s)
     assert found.stride() == s.stride() != torch.empty(s.shape).stride()
@@ -183,7 +183,7 @@ def test_many_gradients_may_be_taken_at_once():
     torch.testing.assert_close(found, expected)
 
 
-def test_compiling_takes_it_without_a_break():
+def test_it_compiles_without_a_graph_break():
     s = vectors(3, 8)
     compiled = torch.compile(squash, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(with_gradients(compiled, s), with_gradients(plain_squash, s))
@@ -208,7 +208,7 @@ def test_the_gradient_alone_is_that_of_the_squash(dtype):
 
 
 @only_compiled
-def test_without_a_compiler_it_is_plain_and_says_so(monkeypatch, tmp_path, caplog):
+def test_without_a_compiler_it_runs_in_plain_pytorch_and_logs_so(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     module._compiled.cache_clear()

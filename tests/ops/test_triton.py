@@ -64,12 +64,12 @@ def _interpret():
 
 
 def _fill_with_nan():
-    torch.use_deterministic_algorithms(True)  # which does it where nothing has been written yet
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
 
 
 @contextmanager
 def _with(constants):
-    """The kernels' module, with other constants."""
+    """The module of the kernels, with other constants."""
     from capsnet.ops import triton as kernels
 
     kept = {constant: getattr(kernels, constant) for constant in constants}
@@ -96,7 +96,7 @@ def _call(name, args, constants):
 
 
 def _placed(tensor):
-    """The same numbers on the device, and there, if contiguous, in the middle of memory that is otherwise NaN."""
+    """The same tensor on the device and, if it is contiguous, surrounded by NaN in memory."""
     tensor = tensor.cuda() if GPU else tensor
     if not tensor.is_contiguous():
         return tensor
@@ -146,7 +146,7 @@ def reference_results(name, children, weight, parent_sum, prior, none_of_the_abo
 
 
 def inputs(b, i, j, d, e, *, t=2, prior=True, none_of_the_above=False, dtype=torch.float64):
-    """Arguments of each function, of such a size that a softmax over the parents is neither flat nor steep."""
+    """Arguments of each pass, for which the softmax over the parents is neither flat nor steep."""
     children, weight = torch.randn(b, i, d), torch.randn(i, j, d, e) * d**-0.5
     parent_sum, grad = torch.randn(t, b, j, e) * e**-0.5, torch.randn(t, b, j, e)
     start = torch.randn(i, j) if prior else None
@@ -207,16 +207,16 @@ def test_a_gradient_that_is_not_needed_is_not_computed_and_the_others_have_the_s
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2, 3), (33, 9, 2, 8, 16), (2, 2, 2, 33, 33)], ids=str)
-def test_rows_that_list_depth_before_children_give_the_same(name, shape, call):
+def test_tiles_that_order_depth_before_children_give_the_same(name, shape, call):
     args = inputs(*shape)[name]
     found = call(name, *args, DEPTH_FIRST=(torch.float64,))
     for ours, expected in zip(found, call(name, *args), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-# The list of shapes that benchmarks/routing.py measures, scaled for the interpreter: every d and e, with children and
-# parents that fill one tile and begin another, and every combination of its counts with 7 and 17 in the place of 1,153
-# children and 1,000 parents, which it would take hours for.
+# The shapes of benchmarks/routing.py, made small for the interpreter: every d and e, with children and parents for
+# more than one tile; and every combination of its counts, with 7 and 17 in place of 1,153 children and 1,000
+# parents, which would take hours.
 SIZES = [(2, 9, 2, d, e) for d, e in product((1, 5, 8, 16, 33), repeat=2)]
 COUNTS = [(b, i, j, 8, 16) for b, i, j in product((3, 16), (1, 7), (1, 3, 17))]
 
@@ -231,7 +231,7 @@ def test_routing_equals_the_reference_at_the_shapes_of_the_benchmarks(shapes, de
         dtypes = (torch.float64,) if depth_first else ()
         found = _in(worker, _route, tensors, {"iterations": 2}, {"DEPTH_FIRST": dtypes})
         torch.testing.assert_close(
-            found, by(routed_reference, tensors, iterations=2), msg=lambda said, at=shape: f"{at}: {said}"
+            found, by(routed_reference, tensors, iterations=2), msg=lambda message, at=shape: f"{at}: {message}"
         )
 
 
@@ -249,7 +249,7 @@ def test_children_may_be_split_among_programs(name, splits, call):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_parent_whose_prior_is_minus_infinity_gets_nothing(name, call):
+def test_a_parent_whose_prior_is_minus_infinity_has_couplings_of_zero(name, call):
     children, weight, parent_sum, prior, *others = inputs(2, 3, 3, 2, 3)[name]
     prior[:, 0] = -torch.inf
     args = (children, weight, parent_sum, prior, *others)
@@ -266,9 +266,9 @@ def test_logits_beyond_the_exponential_overflow_nothing(name, call):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_layout_in_memory_does_not_matter(name, call):
     args = inputs(2, 3, 2, 4, 3)[name]
-    turned = [t.mT.contiguous().mT if isinstance(t, torch.Tensor) else t for t in args]
-    assert not any(t.is_contiguous() for t in turned if isinstance(t, torch.Tensor))
-    torch.testing.assert_close(call(name, *turned), reference_results(name, *args))
+    transposed = [t.mT.contiguous().mT if isinstance(t, torch.Tensor) else t for t in args]
+    assert not any(t.is_contiguous() for t in transposed if isinstance(t, torch.Tensor))
+    torch.testing.assert_close(call(name, *transposed), reference_results(name, *args))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -298,7 +298,7 @@ def test_gradients_too_large_for_float16_are_finite(call):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_nothing_of_the_size_of_the_logits_is_ever_made(name, worker):
+def test_no_tensor_has_the_size_of_the_logits(name, worker):
     b, i, j, t = 64, 64, 8, 2
     args = inputs(b, i, j, 1, 2, t=t, prior=False, dtype=torch.float32)[name]
     largest = _in(worker, _largest, name, args)
@@ -306,6 +306,6 @@ def test_nothing_of_the_size_of_the_logits_is_ever_made(name, worker):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_matrix_too_large_for_the_chip_is_refused_with_its_size(name, call):
+def test_a_matrix_too_large_for_a_multiprocessor_is_refused_with_its_size(name, call):
     with pytest.raises(InputError, match="a vote's matrix of 129 x 128 numbers does not fit a GPU"):
         call(name, *inputs(1, 1, 1, 129, 128)[name])

@@ -37,7 +37,7 @@ NO_LAUNCH = {
 
 @pytest.fixture(scope="module")
 def worker():
-    """A process for Triton's compiler, which takes it for one with an H100 from then on."""
+    """A process in which Triton compiles for an H100."""
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=_start) as pool:
         yield lambda function, *args: pickle.loads(pool.submit(function, *args).result())
 
@@ -54,7 +54,7 @@ def _rows(shape, dtype, prior):
 
 
 def _variants(shapes, dtype, prior):
-    """How many programs each kernel was compiled to, by what it was given."""
+    """How many variants of each kernel were compiled, by its optional tensors."""
     import kernels as program
 
     found = {}
@@ -67,7 +67,7 @@ def _variants(shapes, dtype, prior):
 
 
 class Launches(TorchDispatchMode):
-    """Names the operations that launch a kernel on a GPU: all that are neither views nor memory."""
+    """Records the operations that launch a kernel on a GPU: all but views and allocations."""
 
     def __init__(self):
         super().__init__()

@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from capsnet import training
+from capsnet.analysis.detection.detector import Detector, load_detector, save_detector
 from capsnet.checkpoints import DIGITS, checkpoint_paths, read_checkpoint
 from capsnet.data import Data, image_tensor, load_data
 from capsnet.data.npz import read_npz
 from capsnet.data.sources import read_idx
-from capsnet.detector import Detector, load_detector, save_detector
 from capsnet.evaluation import evaluate
 from capsnet.recipes import Digits
 from capsnet.runs import Run, load_run, start_run

@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 
 from capsnet import cli
 from capsnet.analysis import report
+from capsnet.analysis.detection.detector import load_detector
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
-from capsnet.detector import load_detector
 from capsnet.errors import InputError
 from capsnet.runs import load_run
 

@@ -31,7 +31,7 @@ def plot_attacks(attacks: Attacks, path: Path) -> tuple[Path, Path]:
     """Plot the worst case by epsilon, a panel for each norm and a line for each network, with the checks' verdicts.
 
     A second figure, whose name ends in -masking, has the accuracy as attacks are added. The numbers of both are written
-    as JSON beside the first.
+    as JSON next to the first.
     """
     norms = list(dict.fromkeys(curve.norm for curve in attacks.curves))
     lines = network_styles(curve.network for curve in attacks.curves)

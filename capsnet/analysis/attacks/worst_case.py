@@ -6,7 +6,7 @@ The worst case is counted image by image: an image counts as right only if every
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,17 +16,7 @@ import torch
 from torch import Tensor
 
 from capsnet.analysis.accuracy import wilson
-from capsnet.analysis.attacks.pgd import (
-    BATCH,
-    LOSSES,
-    FullGradient,
-    Norm,
-    Objective,
-    check_within,
-    margin,
-    misclassify,
-    pgd,
-)
+from capsnet.analysis.attacks.pgd import BATCH, LOSSES, FullGradient, Norm, Objective, check_within, misclassify, pgd
 from capsnet.analysis.attacks.square import square_attack
 from capsnet.analysis.subject import Network
 from capsnet.data import ImageSet, batches
@@ -96,7 +86,7 @@ class Attacks:
     """The worst case of every network, and the settings of the attacks."""
 
     curves: tuple[WorstCase, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
 
 def measure_attacks(
@@ -190,7 +180,7 @@ class _Ensemble:
     def transfer(self, source: FullGradient, places: Tensor, epsilon: float) -> Tensor:
         """PGD on another network, which goes on after its success there, because its images then transfer better."""
         pixels, labels = self.pixels(places)
-        objective = misclassify(source, margin, stops=False)
+        objective = misclassify(source, LOSSES["margin"], stops=False)
         adversarial = pgd(objective, pixels, labels, epsilon, self.effort.start_steps, self.norm).adversarial
         with torch.no_grad():
             return self.model(adversarial).argmax(dim=-1) != labels  # over classes j

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
+from capsnet.analysis.detection.detector import save_detector
 from capsnet.analysis.detection.measure import measure_detection
 from capsnet.analysis.detection.plot import plot_detection
 from capsnet.analysis.subject import Context, ood_option, subject
-from capsnet.detector import save_detector
 
 
 @subject(

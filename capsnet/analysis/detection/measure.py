@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from capsnet.analysis.attacks.pgd import BATCH, FullGradient, cross_entropy, misclassify, pgd
+from capsnet.analysis.detection.detector import Detector, fit_detector, reconstruct, with_decoder
 from capsnet.analysis.subject import Network
 from capsnet.data import Data, ImageSet
-from capsnet.detector import Detector, fit_detector, reconstruct, with_decoder
 from capsnet.errors import InputError
 from capsnet.hardware import seeded
 from capsnet.losses import squared_errors

@@ -37,7 +37,7 @@ CAPTION = (
 def plot_detection(result: Detection, path: Path) -> Path:
     """Plot the ROC curves, the errors of every group of images with the threshold, and a few images of each group.
 
-    The numbers, with every error, are written beside it as JSON.
+    The numbers, with every error, are written next to it as JSON.
     """
     groups = (result.clean, *result.suspects)
     shown = [group for group in groups if len(group.errors)]

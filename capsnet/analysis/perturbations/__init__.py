@@ -22,6 +22,8 @@ from capsnet.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.text import Text
 
 CELL, WIDEST, TALLEST = 0.5, 13.0, 40.0  # inches: a cell where there is room, and the whole grid
 LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches beside the grid and above it
@@ -70,32 +72,24 @@ def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], pat
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    name, offsets = _class_names(measured, classes)[measured.label], measured.offsets
+    name = _class_names(measured, classes)[measured.label]
     names = [f"{effect or ''}\ndim {k}" for k, effect in zip(measured.dimensions, measured.effects, strict=True)]
     tiles = (measured.reconstructions.clamp(0, 1) * (LEVELS - 1)).round() / (LEVELS - 1)  # [n, t, c, h, w]
     columns, band = ceil(sqrt(len(tiles))), ABOVE + TILE * style.cell_height(*tiles.shape[-2:])
-    rows = [slice(start, start + columns) for start in range(0, len(tiles), columns)]
-    width, height = max(5.5, columns * TILE + 0.3), band * len(rows) + 0.9
+    width, height = max(5.5, columns * TILE + 0.3), band * ceil(len(tiles) / columns) + 0.9
     figure = Figure((width, height), dpi=100, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    canvas, grids = FigureCanvasAgg(figure), []
+    for start in range(0, len(tiles), columns):
+        row, corner = slice(start, start + columns), (0.1, height - 0.8 - (start // columns + 1) * band)
+        grids.append((row, style.plot_grid(figure, tiles[None, row, 0], corner, TILE, [""])))
+        grids[-1][1].set_xticks(range(len(names[row])), names[row], fontsize=SMALL)
     style.write_title(figure, f"Capsule {name}, with this added to one dimension:", height - 0.3, 0.1)
-    scale = figure.add_axes((0.2, 1 - 0.6 / height, 0.7, 0.2 / height))
-    scale.set_axis_off()
-    scale.plot(offsets, [0] * len(offsets), color=GREY)
-    (mark,), number = (
-        scale.plot([], [], "s", color=BLACK),
-        figure.text(0.02, 1 - 0.6 / height, "", fontsize=style.TITLE),
-    )
-    grids = []
-    for k, row in enumerate(rows):
-        corner = (0.1, band * (len(rows) - 1 - k) + 0.1)
-        grids.append(style.plot_grid(figure, tiles[None, row, 0], corner, TILE, [""]))
-        grids[-1].set_xticks(range(len(names[row])), names[row], fontsize=SMALL)
+    mark, number = _plot_scale(figure, measured.offsets)
     frames = []
-    for k, offset in enumerate(offsets):
+    for k, offset in enumerate(measured.offsets):
         mark.set_data([offset], [0])
         number.set_text(_signed(offset))
-        for axes, row in zip(grids, rows, strict=True):
+        for row, axes in grids:
             axes.images[0].set_data(style.composed(tiles[None, row, k]).numpy())
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB" if tiles.shape[2] == 3 else "L"))
@@ -167,6 +161,16 @@ def _plot_head(figure: Figure, measured: Perturbations, names: list[str], readab
     style.write_title(figure, title, top + 0.2 + 0.14 * (1 + lines.count("\n")), -LEFT, readable)
 
 
+def _plot_scale(figure: Figure, offsets: list[float]) -> tuple[Line2D, Text]:
+    """Plot the range of the offsets below the title; return the mark and the number of the one that is shown."""
+    y = 1 - 0.6 / figure.get_figheight()
+    scale = figure.add_axes((0.2, y, 0.7, 0.2 / figure.get_figheight()))
+    scale.set_axis_off()
+    scale.plot(offsets, [0] * len(offsets), color=GREY)
+    (mark,) = scale.plot([], [], "s", color=BLACK)
+    return mark, figure.text(0.02, y, "", fontsize=style.TITLE)
+
+
 def _signed(offset: float) -> str:
     """A number with its sign; zero has none."""
     return f"{offset:+.3g}" if offset else "0"
@@ -178,16 +182,24 @@ def _signed(offset: float) -> str:
     "Rows are sorted by how much they change; a word names the effect where one is clear.",
     needs="decoder",
 )
-@click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed; all classes by default.")
+@click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed. All classes by default.")
 @click.option(
     "--range", "extent", default=0.25, show_default=True, help="Largest number added to a dimension, and subtracted."
 )
 @click.option("--step", default=0.05, show_default=True, help="Difference from one number to the next.")
 @click.option(
-    "--image", type=int, metavar="N", help="Place of a test image; by default the first of the class that is right."
+    "--image",
+    type=int,
+    metavar="N",
+    help="Place of a test image. By default the first of the class that is classified right.",
 )
 @click.option(
-    "--dimensions", type=int, multiple=True, metavar="N", help="A dimension, from 0; repeatable. All if none."
+    "--dimension",
+    "dimensions",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="A dimension to perturb, counted from 0; repeatable. All dimensions by default.",
 )
 def perturbations(
     context: Context,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from capsnet.analysis.detection.detector import fit_detector, reconstruct, reconstruction_errors
 from capsnet.analysis.detection.measure import _loss, adaptive_attack, attacks, auc, measure_detection
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
-from capsnet.detector import fit_detector, reconstruct, reconstruction_errors
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
 from tests.training import few_digits

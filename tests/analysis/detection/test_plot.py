@@ -9,9 +9,9 @@ from PIL import Image
 
 from capsnet.analysis.accuracy import wilson
 from capsnet.analysis.detection import plot
+from capsnet.analysis.detection.detector import Detector
 from capsnet.analysis.detection.measure import Detection, ImageGroup, auc
 from capsnet.analysis.detection.plot import numbers, plot_detection, roc
-from capsnet.detector import Detector
 from tests.analysis.conftest import CLASSES
 
 

@@ -10,6 +10,7 @@ from capsnet.analysis import perturbations
 from capsnet.analysis.perturbations import animate_perturbations, plot_perturbations
 from capsnet.analysis.perturbations.effects import EFFECTS
 from capsnet.analysis.perturbations.measure import measure_perturbations
+from capsnet.analysis.subject import Context
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
@@ -34,10 +35,10 @@ def numbers(path):
 
 
 def test_the_figure_names_offsets_dimensions_changes_and_effects(network, images, tmp_path, pages):
-    drawn = pages(perturbations)
+    plotted = pages(perturbations)
     path = plot(network, images, CLASSES, tmp_path / "a.png", label=1, image=5)
     found, kept = measure_perturbations(network, images, label=1, image=5), numbers(path)
-    axes, image = drawn[0].axes
+    axes, image = plotted[0].axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == [f"dim {k}   change {change:.1f}" for k, change in zip(found.dimensions, found.change, strict=True)]
     columns = [text.get_text() for text in axes.get_xticklabels()]
@@ -45,7 +46,7 @@ def test_the_figure_names_offsets_dimensions_changes_and_effects(network, images
     words = [text.get_text().split("  ")[0] for text in axes.texts]
     assert words == [effect for effect in found.effects if effect]
     assert image.images
-    assert "Image 5 of n = 12 images: label owl" in drawn[0].texts[0].get_text()
+    assert "Image 5 of n = 12 images: label owl" in plotted[0].texts[0].get_text()
     assert kept["offsets"] == found.offsets
     assert (kept["n"], kept["images"], kept["image"], kept["label"], kept["capsule"]) == (1, 12, 5, "owl", "dog")
     assert [row["dimension"] for row in kept["dimensions"]] == found.dimensions
@@ -54,17 +55,17 @@ def test_the_figure_names_offsets_dimensions_changes_and_effects(network, images
 
 def test_an_effect_that_is_clear_is_named_with_its_first_and_last_length(network, images, tmp_path, pages, monkeypatch):
     monkeypatch.setattr("capsnet.analysis.perturbations.measure.clear_effect", lambda images, sizes, offsets: "slant")
-    drawn = pages(perturbations)
+    plotted = pages(perturbations)
     path = plot(network, images, CLASSES, tmp_path / "a.png", dimensions=[3])
     slant = measure_perturbations(network, images, dimensions=[3]).sizes[0, :, EFFECTS.index("slant")]
-    assert [text.get_text() for text in drawn[0].axes[0].texts] == [f"slant  {slant[0]:.1f} → {slant[-1]:.1f}"]
+    assert [text.get_text() for text in plotted[0].axes[0].texts] == [f"slant  {slant[0]:.1f} → {slant[-1]:.1f}"]
     assert numbers(path)["dimensions"][0]["effect"] == "slant"
 
 
 def test_the_frame_is_around_the_column_with_nothing_added(network, images, tmp_path, pages):
-    drawn = pages(perturbations)
+    plotted = pages(perturbations)
     plot(network, images, CLASSES, tmp_path / "a.png", extent=0.3, step=0.1)
-    (frame,) = drawn[0].axes[0].patches
+    (frame,) = plotted[0].axes[0].patches
     assert (frame.get_x(), frame.get_width()) == (2.5, 1)
 
 
@@ -144,3 +145,17 @@ def test_a_network_without_decoder_is_refused(images, tmp_path):
 def test_names_for_other_than_the_networks_classes_are_refused(network, images, tmp_path):
     with pytest.raises(InputError, match="the network knows 3 classes, but there are 2 names"):
         plot(network, images, CLASSES[:2], tmp_path / "a.png")
+
+
+def test_a_class_is_perturbed_by_its_name_and_without_one_every_class_is(make_run, network, data):
+    context = Context(make_run(), network, data)
+    subject = perturbations.perturbations
+    paths = subject(context, name="owl", dimensions=[0])
+    assert [path.name for path in paths] == ["perturbations-2.png", "perturbations-2.gif"]
+    names = {path.name for path in subject(context, dimensions=[0])}
+    assert names == {f"perturbations-{k}.{kind}" for k in range(3) for kind in ("png", "gif")}
+
+
+def test_a_class_that_the_data_do_not_have_is_refused(make_run, network, data):
+    with pytest.raises(InputError, match="no class 'fox' in noise: its classes are cat, dog, owl"):
+        perturbations.perturbations(Context(make_run(), network, data), name="fox")

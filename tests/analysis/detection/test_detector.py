@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from capsnet import detector
+from capsnet.analysis.detection import detector
+from capsnet.analysis.detection.detector import fit_detector, reconstruction_errors
 from capsnet.baselines import ConvBaseline
 from capsnet.data import ImageSet
-from capsnet.detector import fit_detector, reconstruction_errors
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
 from tests.training import few_digits

@@ -13,17 +13,16 @@ import torch
 from pydantic import Field, with_config
 from torch import Tensor
 
-from capsnet.baselines import ConvBaseline
+from capsnet.analysis.subject import Network
 from capsnet.checks import STRICT, read_json
 from capsnet.data import ImageSet
 from capsnet.errors import InputError
-from capsnet.evaluation import predict_batch
+from capsnet.evaluation import evaluation_mode, predict_batch
 from capsnet.files import write_json
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
 
-Network = CapsNet | ConvBaseline
 VALIDATION = 2_000  # at most so many images set the threshold
 
 
@@ -81,8 +80,8 @@ def reconstruct(network: Network, images: Tensor, batch_size: int = 100) -> tupl
     images [n, c, h, w] in [0, 1] → predictions [n], reconstructions [n, c, h, w], squared errors [n], all on the CPU
     """
     network = with_decoder(network)
-    device = next(network.parameters()).device
-    given = [predict_batch(network, batch.to(device)) for batch in images.split(batch_size)]
+    with evaluation_mode(network) as device:
+        given = [predict_batch(network, batch.to(device)) for batch in images.split(batch_size)]
     predictions = torch.cat([batch.predictions for batch in given]).cpu()
     reconstructions = torch.cat([batch.reconstructions for batch in given if batch.reconstructions is not None]).cpu()
     return predictions, reconstructions, squared_errors(reconstructions, images.cpu())
