@@ -37,6 +37,7 @@ from capsnet.processes import everywhere, first, join, process_seed, share_cores
 from capsnet.recipes import Digits, Fast, Recipe
 from capsnet.runs import load_run, start_run
 from capsnet.steps import Step
+from tables import scaling_page
 from tests.commands import SMALL, capsnet, parsed
 from tests.training import BASELINE, TINY, few_digits, last_weights, resume, train
 
@@ -542,15 +543,8 @@ def test_checkpoints_of_two_processes_are_the_last_two(two):
 # docs/SCALING.md
 
 
-def test_the_table_of_the_page_has_the_measured_numbers(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import scaling
-
-    page = scaling.PAGE.read_text()
-    monkeypatch.setattr(scaling, "PAGE", tmp_path / "SCALING.md")
-    scaling.PAGE.write_text(page)
-    scaling.write_table(json.loads(scaling.RESULT.read_text()))
-    assert scaling.PAGE.read_text() == page
+def test_the_table_of_the_page_has_the_measured_numbers():
+    assert scaling_page() == (ROOT / "docs" / "SCALING.md").read_text()
 
 
 def test_each_command_line_of_the_page_is_valid():
