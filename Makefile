@@ -3,7 +3,7 @@ RUN ?= runs/demo
 
 .PHONY: demo test check tutorial clean
 
-# Train on scikit-learn's bundled digits, judge, draw: no download of data.
+# Train on scikit-learn's bundled digits, evaluate and make a report; no data are downloaded.
 demo: .venv/installed
 	.venv/bin/capsnet train digits --recipe digits --run $(RUN) --overwrite
 
@@ -11,7 +11,7 @@ demo: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest -n auto
 
-# Style, types, and the tables that are made from results/.
+# Style, types, and whether the tables agree with results/.
 check: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -19,7 +19,7 @@ check: .venv/installed
 	.venv/bin/python benchmarks/tables.py --check
 	.venv/bin/python benchmarks/reliability.py --check
 
-# Run docs/tutorial/tutorial.ipynb from top to bottom and keep what its cells show.
+# Run docs/tutorial/tutorial.ipynb from top to bottom and store the output of its cells.
 tutorial: .venv/installed
 	.venv/bin/python benchmarks/tutorial.py
 

@@ -1,9 +1,9 @@
-"""Times the strided convolution directly and by Fourier transform on a CPU, and compares their errors.
+"""Times the direct and the Fourier convolution with strides on a CPU, and compares their errors.
 
 python benchmarks/convolution.py            prints tables and writes results/convolution/<kind of machine>.json
-python benchmarks/convolution.py --quick    small sizes, for a look; what it writes goes to build/
+python benchmarks/convolution.py --quick    small sizes, to see that it runs; writes to build/
 
-Takes many minutes. `capsnet.ops.convolution` chooses between the two by a rule, which a test holds to these figures.
+Takes many minutes. `capsnet.ops.convolution` chooses between the two by a rule, which a test compares with these times.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,20 +14,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from running import places, words
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from capsnet.benchmarks.bench import keep, show
-from capsnet.benchmarks.measuring import in_turns, machine_kind, seconds
 from capsnet.hardware import environment, fast_bf16, keep_freed_memory
 from capsnet.ops.convolution import _fourier_pays
 from capsnet.ops.fourier import fourier_conv2d
+from goals import Results
+from measuring import dtype_name, in_turns, machine_kind, seconds
+from report import Benchmark, Table, ms_text, parser, run
 
 CPU = torch.device("cpu")
 SECONDS = 0.5  # for the rounds of one pair
 ROUNDS = (5, 15)  # at least and at most
-WAYS: Mapping[str, Callable[..., Tensor]] = {"direct": F.conv2d, "fourier": fourier_conv2d}
+METHODS: Mapping[str, Callable[..., Tensor]] = {"direct": F.conv2d, "fourier": fourier_conv2d}
+SHOWN = (16, 128)  # images: the batch sizes in the table
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ ODD = (  # images, channels, kernels, size, kernel_size, stride
 )
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """The milliseconds of both ways over the shapes, dtypes and batches, and their errors."""
+def measure(quick: bool) -> Results:
+    """Measure milliseconds and errors of both methods over shapes, dtypes and batch sizes."""
     keep_freed_memory()
     dtypes = [torch.float32, *([torch.bfloat16] if fast_bf16(CPU) else [])]
     shapes, batches = (SHAPES[6:7], (1, 16)) if quick else (SHAPES, BATCHES)
@@ -69,14 +70,13 @@ def measure(quick: bool) -> dict[str, Any]:
         for training in (True, False)
     ]
     errors = [errors_of(*odd, dtype) for odd in (ODD[2:3] if quick else ODD) for dtype in dtypes]
-    results = {"environment": environment(CPU), "kind": machine_kind(CPU), "rows": rows, "errors": errors}
-    return results | {"quick": quick}
+    return {"environment": environment(CPU), "kind": machine_kind(CPU), "rows": rows, "errors": errors}
 
 
-def timed(shape: Convolution, n: int, dtype: torch.dtype, training: bool) -> dict[str, Any]:
-    """Milliseconds of both ways, each the median over rounds in which both have their turn, and which is chosen.
+def timed(shape: Convolution, n: int, dtype: torch.dtype, training: bool) -> Results:
+    """Return the milliseconds of both methods, medians over the same rounds, and the method that is chosen.
 
-    Images and weights have their channels last in memory, as those of a network that trains. bf16 is by autocast.
+    Images and weights are channels-last, as in a network that trains. bf16 is by autocast.
     """
     images = torch.rand(n, shape.channels, shape.size, shape.size).to(dtype)
     weight = 0.01 * torch.randn(shape.kernels, shape.channels, shape.kernel_size, shape.kernel_size)
@@ -84,33 +84,40 @@ def timed(shape: Convolution, n: int, dtype: torch.dtype, training: bool) -> dic
         tensor.contiguous(memory_format=torch.channels_last).requires_grad_(training) for tensor in (images, weight)
     )
     calls = {
-        name: partial(seconds, partial(call, way, images, weight, shape.stride), CPU) for name, way in WAYS.items()
+        name: partial(seconds, partial(call, method, images, weight, shape.stride), CPU)
+        for name, method in METHODS.items()
     }
     both = sum(of[-1] for of in in_turns(calls, 1).values())
     took = in_turns(calls, min(max(round(SECONDS / both), ROUNDS[0]), ROUNDS[1]))
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         chosen = "fourier" if _fourier_pays(images, weight, shape.stride) else "direct"
-    about = {"images": n, **asdict(shape), "dtype": _name(dtype), "training": training}
+    about = {"images": n, **asdict(shape), "dtype": dtype_name(dtype), "training": training}
     return about | {"ms": {name: 1e3 * median(of) for name, of in took.items()}, "chosen": chosen}
 
 
-def call(way: Callable[..., Tensor], images: Tensor, weight: Tensor, stride: int) -> None:
-    """A convolution, and its gradients if images and weight want them."""
+def call(method: Callable[..., Tensor], images: Tensor, weight: Tensor, stride: int) -> None:
+    """Compute a convolution, and its gradients if images and weight require them."""
     training = images.requires_grad
     images.grad = weight.grad = None
     half = images.dtype == torch.bfloat16
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        result = way(images, weight, None, stride)
+        result = method(images, weight, None, stride)
     if training:
         result.backward(torch.ones_like(result))
 
 
 def errors_of(
-    n: int, channels: int, kernels: int, size: tuple[int, int], kernel_size: tuple[int, int], stride: int, dtype: Any
-) -> dict[str, Any]:
-    """The relative errors of both ways in a dtype against the direct one in float64, of the same images [n, c, h, w].
+    n: int,
+    channels: int,
+    kernels: int,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: int,
+    dtype: torch.dtype,
+) -> Results:
+    """Return the relative errors of both methods in a dtype, compared with the direct one in float64.
 
-    The weight is in float32 for both; that autocast rounds it counts as an error of both.
+    The weight is in float32 for both methods; its rounding by autocast counts as an error of both.
     """
     make = torch.Generator().manual_seed(0)
     outputs = ((of - kernel) // stride + 1 for of, kernel in zip(size, kernel_size, strict=True))
@@ -119,19 +126,21 @@ def errors_of(
     images, grad = images.relu().to(dtype), grad.to(dtype)
     weight *= weight[0].numel() ** -0.5
     exact = _with_gradients(F.conv2d, images.double(), weight.double(), grad.double(), stride)
-    found: dict[str, Any] = {}
+    found: Results = {}
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        for way, function in WAYS.items():
-            given = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, weight))
-            made = _with_gradients(function, *given, grad, stride)
-            found[way] = {name: _error(made[name], exact[name]) for name in exact}
+        for name, method in METHODS.items():
+            given = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, weight)]
+            made = _with_gradients(method, given[0], given[1], grad, stride)
+            found[name] = {what: _error(made[what], exact[what]) for what in exact}
     about = {"images": n, "channels": channels, "kernels": kernels, "size": size, "kernel_size": kernel_size}
-    return about | {"stride": stride, "dtype": _name(dtype), **found}
+    return about | {"stride": stride, "dtype": dtype_name(dtype), **found}
 
 
-def _with_gradients(way: Any, images: Tensor, weight: Tensor, grad: Tensor, stride: int) -> dict[str, Tensor]:
+def _with_gradients(
+    method: Callable[..., Tensor], images: Tensor, weight: Tensor, grad: Tensor, stride: int
+) -> dict[str, Tensor]:
     images.requires_grad_(), weight.requires_grad_()
-    values = way(images, weight, None, stride)
+    values = method(images, weight, None, stride)
     to_images, to_weight = torch.autograd.grad(values, (images, weight), grad.to(values.dtype))
     return {"values": values.detach(), "images": to_images, "weight": to_weight}
 
@@ -140,17 +149,52 @@ def _error(found: Tensor, exact: Tensor) -> float:
     return float(vector_norm(found.double() - exact) / vector_norm(exact))
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def tables(results: Results) -> list[Table]:
+    """Return the tables of times and of errors."""
+    return [_time_table(results), _error_table(results)]
+
+
+def _time_table(results: Results) -> Table:
+    cells: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in results["rows"]:
+        if row["images"] in SHOWN and row["training"]:
+            key, ms = (_shape(row), row["dtype"]), row["ms"]
+            cells[key] = (*cells.get(key, ()), ms_text(ms["direct"]), ms_text(ms["fourier"]), row["chosen"])
+    sizes = [size for size in SHOWN if any(row["images"] == size for row in results["rows"])]
+    head = ("shape", "dtype", *(f"{name}, {size}" for size in sizes for name in ("direct", "Fourier", "chosen")))
+    title = (
+        "Time of the direct and the Fourier convolution, forward and backward, in ms, and the one that is chosen, by "
+        "the number of images; shapes are channels → kernels, image / kernel / stride"
+    )
+    return Table(title, head, [(*key, *of) for key, of in cells.items()])
+
+
+def _error_table(results: Results) -> Table:
+    rows = []
+    for one in results["errors"]:
+        direct, fourier = one["direct"], one["fourier"]
+        ratios = [f"{fourier[name] / direct[name]:.2f} x ({direct[name]:.1e})" for name in direct]
+        rows.append((f"{one['images']} x {_shape(one)}", one["dtype"], *ratios))
+    title = (
+        "Error of the Fourier convolution as a multiple of the direct one's, with the direct one's relative error in "
+        "brackets; both compared with float64, root mean square"
+    )
+    return Table(title, ("shape", "dtype", "values", "gradient for images", "gradient for the weight"), rows)
+
+
+def _shape(row: dict[str, Any]) -> str:
+    sizes = ("size", "kernel_size")
+    image, kernel = ("x".join(map(str, of)) if isinstance(of := row[name], list) else str(of) for name in sizes)
+    return f"{row['channels']} → {row['kernels']}, {image} / {kernel} / {row['stride']}"
+
+
+BENCHMARK = Benchmark("convolution", "Direct and Fourier convolution", tables)
 
 
 def main() -> None:
     """Measure and show what the command line asks for."""
-    asked = words(__doc__).parse_args()
-    folder, picture = places("convolution", asked.quick, asked.folder)
-    path = folder / "convolution" / f"{machine_kind(CPU)}.json"
-    keep(path, measure(asked.quick))
-    show("convolution", path, picture)
+    asked = parser(__doc__).parse_args()
+    run(BENCHMARK, [measure(asked.quick)], asked, machine_kind(CPU))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# Tests and measures what needs a GPU, in three goes of less than nine minutes each, on a bare machine without a network.
+# Runs the tests and benchmarks that need a GPU, in three groups of less than nine minutes each, without a network.
 #
-#   bash benchmarks/gpu.sh kernels     the tests of the kernels, of routing by them and of recorded steps
-#   bash benchmarks/gpu.sh speed       the measurements of routing, training and the time to an accuracy
-#   bash benchmarks/gpu.sh accuracy    long trainings, seeds 0, 1 and 2 after one another; called again, goes on with them
+#   bash benchmarks/gpu.sh kernels     tests of the Triton kernels, of routing by them and of recorded training steps
+#   bash benchmarks/gpu.sh speed       benchmarks of routing, training and the time to an accuracy
+#   bash benchmarks/gpu.sh accuracy    long trainings with seeds 0, 1 and 2; a second call resumes those that were stopped
 #
-# Without an argument: all three, one after the other. Wants Python 3.12, torch 2.11, triton 3.6, a C compiler and a GPU;
-# without one the kernels run under Triton's interpreter, and everything else on small sizes. Each part has its own limit,
-# and one that fails does not keep the others from running; they are named at the end, and the exit status is how many
-# they were.
+# Without an argument it runs all three groups. It needs Python 3.12, torch 2.11, triton 3.6, a C compiler and a GPU.
+# Without a GPU the kernels run under Triton's interpreter, and everything else with small sizes. Each part has a time
+# limit. If a part fails, the others still run; the script ends with the names of the failed parts, and its exit status
+# is their number.
 #
-# CAPSNET_DATA  the folder of MNIST's files; without it the bundled digits stand in where a network is trained
-# OUT           where everything goes: routing/cuda.json and so on, runs/ with weights and checkpoints, mnist-fast-0.json
-#               and so on, and parts-kernels.json and so on, how each part ended. If it is not set that is build/, but
-#               JSON that a GPU measured goes to results/
-# EPOCHS        of each long training: 60 if it is not set, 3 without a GPU
-# PYTHON        python3 if it is not set
-# WHEELS        a folder of wheels with what the machine lacks, which the script names. With
+# CAPSNET_DATA  folder of MNIST's files; without it networks are trained on the bundled digits
+# OUT           folder of all output: routing/cuda.json and other results, runs/ with weights and checkpoints,
+#               mnist-fast-0.json and other results of trainings, parts-kernels.json and other lists of parts with their
+#               exit statuses. Default: build/, and results/ for the JSON that a GPU measured
+# EPOCHS        of each long training; default: 60, or 3 without a GPU
+# PYTHON        default: python3
+# WHEELS        folder of wheels of the packages that the machine lacks; the script names these packages. On a machine
+#               with a network,
 #               for="--only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64"
-#               they come, where there is a network, from
 #               pip download --dest wheels $for --no-deps --requirement benchmarks/gpu-wheels.txt
-#               of which what is there may be left out: most of their size is scipy, scikit-learn, matplotlib and grpcio
+#               downloads them all; those that the machine has can be left out (scipy, scikit-learn, matplotlib and
+#               grpcio are the largest)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -52,7 +53,7 @@ part() { # name, seconds at most, command
 if [ -n "${WHEELS:-}" ]; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$site" "$WHEELS"/*.whl || exit
 fi
-# The package lies on the path uninstalled; what asks for its version finds it here.
+# The package is on the path but not installed; code that asks for its version finds it here.
 "$PYTHON" - "$site" <<'PROGRAM' || exit
 import re, sys, tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -73,18 +74,18 @@ about.mkdir()
 (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: capsnet\nVersion: {project['version']}\n")
 PROGRAM
 device=$("$PYTHON" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")') || exit
-# Versions that are not those of constraints.txt may warn of what the tests' own would not.
+# Versions other than those of constraints.txt may give more warnings.
 test=("$PYTHON" -m pytest -q -W default -p no:cacheprovider)
 
 kernels() {
   if [ "$device" = cuda ]; then
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
     "$PYTHON" -c 'import xdist' 2>/dev/null && test+=(-n 8)
-    part kernels 250 "${test[@]}" tests/ops/test_kernels.py
-    part paths 130 "${test[@]}" tests/ops -k "triton and not sm90"
+    part kernels 250 "${test[@]}" tests/ops/test_triton.py
+    part backends 130 "${test[@]}" tests/ops --ignore-glob "*/test_triton*.py" -k triton
     part steps 110 "${test[@]}" tests/test_steps.py
   else
-    part kernels 120 "${test[@]}" tests/ops/test_kernels.py -k "split or empty or layout"
+    part kernels 120 "${test[@]}" tests/ops/test_triton.py -k "split or empty or layout"
     part steps 120 "${test[@]}" tests/test_steps.py
   fi
 }
@@ -113,7 +114,7 @@ accuracy() {
   done
 }
 
-[ "$device" = cuda ] || echo "there is no GPU: the kernels run under Triton's interpreter, all else on small sizes"
+[ "$device" = cuda ] || echo "there is no GPU: the kernels run under Triton's interpreter, everything else with small sizes"
 mkdir -p "${OUT:-build}"
 for group in "${groups[@]}"; do
   parts=()

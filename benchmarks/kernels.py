@@ -1,11 +1,13 @@
 """Compiles the kernels of routing for an H100 (sm_90), without one: registers, spills, shared memory and instructions.
 
 python benchmarks/kernels.py             prints a table and writes results/kernels/sm_90.json
-python benchmarks/kernels.py --quick     one shape and dtype; what it writes goes to build/
+python benchmarks/kernels.py --quick     one shape and dtype; writes to build/
 
-Takes four minutes. Needs Triton, which brings its assembler and disassembler; nothing is run. `slots` is how many
+Takes four minutes. Needs Triton, which includes an assembler and a disassembler; no kernel is run. `slots` is how many
 programs 132 multiprocessors hold at once by their registers, shared memory and warps.
 """
+
+from __future__ import annotations
 
 import re
 import subprocess
@@ -15,28 +17,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
-from running import places, words
-from triton.backends.compiler import GPUTarget
 
-from capsnet.benchmarks.bench import keep
-from capsnet.benchmarks.report import kernel_table, markdown
-from capsnet.benchmarks.routing import PAPER
-from capsnet.benchmarks.ways import Shape
 from capsnet.hardware import environment
-from capsnet.ops import triton as kernels
+from goals import Results
+from implementations import PAPER, Shape
+from measuring import dtype_name
+from report import Benchmark, Table, parser, run
 
-TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-NAMES = tuple(name for name, found in vars(kernels).items() if getattr(found, "do_not_specialize", None))
+if TYPE_CHECKING:
+    from triton.backends.compiler import GPUTarget
+
+# Triton is imported where it is needed: benchmarks/tables.py takes the table from here also where it is not installed.
 OPTIONAL = ("parent_sum", "prior", "grad", "grad_parent_sum")
 SHARED, WARPS, PROGRAMS = 227 << 10, 64, 32  # of a multiprocessor
 RESERVED = 1 << 10  # bytes of shared memory that each program takes besides its own
-GRANULE = 256  # registers that a warp is given at once
+GRANULE = 256  # registers: a warp gets a multiple of them
 ITERATIONS = 3
-DTYPES = (torch.bfloat16, torch.float32, torch.float64)  # the others of the shapes in the first two alone
+DTYPES = (torch.bfloat16, torch.float32, torch.float64)  # for the paper's shape; the first two for SHAPES
 SHAPES = (
     *(Shape(1, 1152, 10), Shape(8, 1152, 1000), Shape(128, 7, 3, 5, 8), Shape(128, 1152, 10, 16, 16)),
     *(Shape(128, 1152, 10, 16, 32), Shape(2, 1153, 3, 33, 33)),
@@ -44,39 +44,41 @@ SHAPES = (
 
 
 class Target:
-    """What Triton asks a driver while it compiles, answered for an H100."""
+    """A driver that answers what Triton asks while it compiles, as for an H100."""
 
     def get_current_target(self) -> GPUTarget:
-        """The instruction set: sm_90."""
+        """Return the instruction set, sm_90."""
+        from triton.backends.compiler import GPUTarget
+
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        """The only device."""
+        """Return the only device."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """Its default stream."""
+        """Return its default stream."""
         return 0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that did not happen, with what was compiled for it."""
+    """A launch that was compiled and not made."""
 
     kernel: str
-    given: tuple[str, ...]  # of the tensors that a kernel may do without, those that it got
+    given: tuple[str, ...]  # the optional tensors that the kernel got
     programs: int
     compiled: Any
 
 
 class Compiler:
-    """In a kernel's place, compiles what is launched, and keeps it."""
+    """Replaces a kernel: compiles what is launched, and keeps it."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches, self.__name__ = kernel, launches, kernel.__name__
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        """What a launch on this grid calls."""
+        """Return what a launch on this grid calls."""
 
         def compile_instead(*args: Any, **options: Any) -> None:
             compiled = self.kernel.warmup(*args, grid=grid, **options)
@@ -89,12 +91,16 @@ class Compiler:
 
 @contextmanager
 def compiling() -> Iterator[list[Launch]]:
-    """Have `kernels` compile for an H100 what it would launch: the launches, as they come.
+    """Compile for an H100 what `capsnet.ops.triton` would launch, and append each launch to the list that is given.
 
-    Triton keeps the target, so the process can launch no kernel afterwards.
+    Triton keeps the target, so that the process can launch no kernel afterwards.
     """
+    import triton
+
+    from capsnet.ops import triton as kernels
+
     launches: list[Launch] = []
-    found = {name: getattr(kernels, name) for name in NAMES}
+    found = {name: kernel for name, kernel in vars(kernels).items() if getattr(kernel, "do_not_specialize", None)}
     triton.runtime.driver.set_active(Target())
     vars(kernels).update({name: Compiler(kernel, launches) for name, kernel in found.items()})
     try:
@@ -104,26 +110,30 @@ def compiling() -> Iterator[list[Launch]]:
 
 
 def route_and_back(shape: Shape, dtype: torch.dtype, prior: bool, iterations: int = ITERATIONS) -> None:
-    """Every step of routing forward and backward with `kernels.Triton`."""
+    """Take every step of routing forward and backward with the kernels."""
+    from capsnet.ops import triton as kernels
+
     b, i, j, d, e = shape
     exact = torch.promote_types(dtype, torch.float32)
     children, weight = torch.zeros(b, i, d, dtype=dtype), torch.zeros(i, j, d, e, dtype=dtype)
     start = torch.zeros(i, j, dtype=exact) if prior else None
     passes = kernels.Triton(children, weight, start, False)
-    sums, agreed = torch.zeros(iterations, b, j, e, dtype=exact), None
+    sums, parent_sum = torch.zeros(iterations, b, j, e, dtype=exact), None
     for iteration in range(iterations):
-        parents, agreed = passes.forward_step(iteration, agreed, torch.zeros(j, e, dtype=exact), sums)
-    before, to_sums = passes.backward_start(sums, parents)
-    to_agreed = None
+        parents, parent_sum = passes.forward_step(iteration, parent_sum, torch.zeros(j, e, dtype=exact), sums)
+    parent_sums, grad_sums = passes.backward_start(sums, parents)
+    grad_parent_sum = None
     for iteration in range(iterations - 1, 0, -1):
-        to_agreed = passes.backward_step(iteration, before, to_agreed, sums, to_sums)
-    passes.input_gradients(before, to_sums, 0, True, (True, True, True))
+        grad_parent_sum = passes.backward_step(iteration, parent_sums, grad_parent_sum, sums, grad_sums)
+    passes.input_gradients(parent_sums, grad_sums, 0, True, (True, True, True))
 
 
 def measure(compiled: Any) -> dict[str, int]:
-    """Registers and bytes of spills of a thread, bytes of shared memory and warps of a program, and slots."""
+    """Return a thread's registers and bytes of spills, a program's bytes of shared memory and warps, and slots."""
+    from capsnet.ops import triton as kernels
+
     usage = _dump(compiled, "--dump-resource-usage")
-    registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    ((registers, stack),) = ((int(n) for n in found) for found in re.findall(r"REG:(\d+) STACK:(\d+)", usage))
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     by_registers = kernels.REGISTERS // (-(-registers * 32 // GRANULE) * GRANULE * warps)
     slots = kernels.MULTIPROCESSORS * min(by_registers, SHARED // (shared + RESERVED), WARPS // warps, PROGRAMS)
@@ -131,41 +141,69 @@ def measure(compiled: Any) -> dict[str, int]:
 
 
 def instructions(compiled: Any) -> int:
-    """Instructions of a program."""
+    """Return the instructions of a program."""
     return len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", _dump(compiled, "-sass"), re.MULTILINE))
 
 
 def _dump(compiled: Any, option: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        return subprocess.run([TOOL, option, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def launched(shape: Shape, dtype: torch.dtype, prior: bool) -> Iterator[tuple[dict[str, Any], Any]]:
-    """What each kernel takes at a shape, and its program; what is launched twice is there once."""
+    """Yield what each kernel takes at a shape, and its program, once for several equal launches."""
     with compiling() as launches:
         route_and_back(shape, dtype, prior)
-    about = {"shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "prior": prior}
+    about = {"shape": list(shape), "dtype": dtype_name(dtype), "prior": prior}
     for (kernel, given, programs, _), compiled in {
         (launch.kernel, launch.given, launch.programs, launch.compiled.hash): launch.compiled for launch in launches
     }.items():
         yield about | {"kernel": kernel, "given": list(given), "programs": programs} | measure(compiled), compiled
 
 
-def main() -> None:
-    """Compile everything, print what the paper's shape takes, and write all of it."""
-    asked = words(__doc__).parse_args()
-    papers = product((PAPER,), DTYPES, (False, True))
-    others = product(SHAPES, DTYPES[:2], (False,))
-    cases = [(PAPER, DTYPES[0], False)] if asked.quick else [*papers, *others]
-    folder, _ = places("kernels", asked.quick, asked.folder)
-    about = {"environment": environment(torch.device("cpu")), "quick": asked.quick, "triton": triton.__version__}
+def measure_all(quick: bool) -> Results:
+    """Compile the kernels for every shape and dtype, and return what each takes."""
+    import triton
+
+    papers, others = product((PAPER,), DTYPES, (False, True)), product(SHAPES, DTYPES[:2], (False,))
+    cases = [(PAPER, DTYPES[0], False)] if quick else [*papers, *others]
     rows = [row | {"instructions": instructions(compiled)} for case in cases for row, compiled in launched(*case)]
-    results = about | {"iterations": ITERATIONS, "rows": rows}
-    print(markdown(kernel_table(results)))
-    keep(folder / "kernels" / "sm_90.json", results)
-    print(folder / "kernels" / "sm_90.json")
+    about = {"environment": environment(torch.device("cpu")), "triton": triton.__version__}
+    return about | {"iterations": ITERATIONS, "rows": rows}
+
+
+def tables(results: Results) -> list[Table]:
+    """Return the table of the first shape, without a prior."""
+    first = results["rows"][0]["shape"]
+    rows, dtype = [], ""
+    for row in results["rows"]:
+        if row["shape"] == first and not row["prior"]:
+            name = row["kernel"] + (f" ({', '.join(row['given'])})" if row["given"] else "")
+            counts = (row[name] for name in ("registers", "spills", "instructions"))
+            shared = f"{row['shared'] / 1024:.0f}"
+            slots = f"{row['programs']:,} : {row['slots']:,}"
+            rows.append((row["dtype"] * (row["dtype"] != dtype), name, *map(str, counts), shared, slots))
+            dtype = row["dtype"]
+    title = (
+        f"Kernels compiled by Triton {results['triton']} for sm_90, {' · '.join(map(str, first))}: registers and "
+        "spills of a thread, programs of a launch : slots of an H100; optional tensors of a kernel in brackets"
+    )
+    head = ("dtype", "kernel", "registers", "spilled bytes", "instructions", "shared KiB", "programs : slots")
+    return [Table(title, head, rows)]
+
+
+BENCHMARK = Benchmark("kernels", "Kernels", tables)
+
+
+def main() -> None:
+    """Compile and show what the command line asks for."""
+    asked = parser(__doc__).parse_args()
+    run(BENCHMARK, [measure_all(asked.quick)], asked, "sm_90")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Makes RESULTS.md and the README's tables from results/: runs' results.json, and what the other programs here leave.
+"""Makes RESULTS.md, the plots of speed in docs/, and the tables in README.md and docs/SCALING.md, from results/.
 
-python benchmarks/tables.py            writes both, and draws what was measured of speed into docs/
-python benchmarks/tables.py --check    exits with 1 where they are not what results/ says
+python benchmarks/tables.py            writes them
+python benchmarks/tables.py --check    exits with 1 if one of the texts is not what results/ says
 """
 
 import json
@@ -12,22 +12,22 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from capsnet.benchmarks.goals import AIMS, KINDS, Results, default_row, epoch, goals
-from capsnet.benchmarks.pictures import DRAWN, draw
-from capsnet.benchmarks.report import goals_by_device, kernel_table, machine, markdown, tables
-from capsnet.robustness.intervals import wilson
+import convolution
+import epoch_to_accuracy
+import kernels
+import routing
+import scaling
+import training
+from capsnet.analysis.accuracy import wilson
+from goals import GOALS, KINDS, Results, default_row, epoch, verdicts
+from report import goals_by_device, machine, markdown, plot
 
 ROOT = Path(__file__).parent.parent
-SPEED = {  # by the program that measures it
-    "training": "Training and prediction, step by step",
-    "routing": "Routing",
-    "epoch_to_accuracy": "Time to an accuracy",
-    "convolution": "The convolution, directly and by Fourier transform",
-}
-PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the drawing loss
+BENCHMARKS = [module.BENCHMARK for module in (training, routing, epoch_to_accuracy, convolution, kernels)]
+PAPER = {"mnist": "0.25 ± 0.005 (n = 3)"}  # Table 1: 3 iterations, with the reconstruction loss
 
 ATTACKS = "Accuracy under the worst of all attacks"
-DETECTION = "Attacks told by their drawings"
+DETECTION = "Detection of attacks by the reconstruction error"
 AFFINE = "Affine changes"
 CHANGES = {
     "rotation": "Rotation in degrees, anticlockwise",
@@ -38,16 +38,16 @@ CHANGES = {
 
 HEAD = """# Results
 
-Test error, measured once on test images that neither training nor the choice of the recipe has seen. Made by
-`python benchmarks/tables.py` from `results/*.json`, which hold the whole of each run: recipe, log of the validation
-images, confusions, hardware, versions, commit. Intervals in brackets are of 95 %, by Wilson's score.
+Test error, measured once on test images that were used neither for training nor for choosing the recipe. Made by
+`python benchmarks/tables.py` from `results/*.json`, which have for each run: recipe, validation log, confusion matrix,
+hardware, versions and commit. Intervals in brackets are 95 % Wilson score intervals.
 
 ## Training
 """
 
 
 def load() -> list[list[dict[str, Any]]]:
-    """The runs, those together that differ in their seeds alone."""
+    """Return the runs, grouped so that those of a group differ only in their seeds."""
     runs = defaultdict(list)
     for path in sorted((ROOT / "results").glob("*.json")):
         run = json.loads(path.read_text())
@@ -58,7 +58,7 @@ def load() -> list[list[dict[str, Any]]]:
 
 
 def table(groups: list[list[dict[str, Any]]]) -> str:
-    """A row for each group: mean ± spread (n), time, hardware, commit and command."""
+    """Return the table of test errors with a row for each group: mean ± standard deviation (n), time, hardware."""
     head = "| data | network | recipe | parameters | test error, % | the paper's | training, min | "
     rows = [f"{head}hardware | commit | command |", "|---" * 10 + "|"]
     for group in groups:
@@ -85,7 +85,7 @@ def table(groups: list[list[dict[str, Any]]]) -> str:
 
 
 def robustness() -> str:
-    """What `benchmarks/robustness.py` measured: a section for each kind of measurement."""
+    """Return what `benchmarks/robustness.py` measured: a section for each kind of measurement."""
     made = ""
     for kind, title, rows in (
         ("attacks", ATTACKS, attack_rows),
@@ -96,25 +96,25 @@ def robustness() -> str:
             where = measured["environment"]
             machine = f"{where['device']}, {where['cores']} cores, torch {where['torch']}, commit {where['commit'][:7]}"
             how = f"{machine}; {measured['seconds']:.0f} s; `python benchmarks/{where['command']}`"
-            made += f"\n## {title}\n{how}\n\n{their_errors(measured)}\n\n{rows(measured)}"
+            made += f"\n## {title}\n{how}\n\n{networks_measured(measured)}\n\n{rows(measured)}"
     return made
 
 
 def measured_robustness(kind: str) -> list[dict[str, Any]]:
-    """What is published of "attacks", "detection" or "affine"."""
+    """Return what is published of "attacks", "detection" or "affine"."""
     return [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "robustness").glob(f"*-{kind}.json"))]
 
 
-def their_errors(measured: dict[str, Any]) -> str:
-    """Which networks were measured, by their own test errors and weights."""
+def networks_measured(measured: dict[str, Any]) -> str:
+    """Return which networks were measured, with their test errors and weights."""
     if "networks" not in measured:
         commit = measured["environment"]["commit"][:7]
         return f"Networks trained before commit {commit}; their weights were not recorded."
-    return f"Networks measured: {'; '.join(its_errors(name, of) for name, of in measured['networks'].items())}."
+    return f"Networks measured: {'; '.join(described(name, of) for name, of in measured['networks'].items())}."
 
 
-def its_errors(name: str, network: dict[str, Any]) -> str:
-    """A network by its recipe, size, test errors and weights."""
+def described(name: str, network: dict[str, Any]) -> str:
+    """Return a network's recipe, size, weights and test errors."""
     errors, n = network["test"]["errors"], network["test"]["n"]
     return (
         f"{name} (recipe {network['recipe']}, {network['parameters']:,} parameters, "
@@ -123,37 +123,37 @@ def its_errors(name: str, network: dict[str, Any]) -> str:
 
 
 def robustness_in_short() -> str:
-    """What the README says of robustness: whose it is, and a line for each thing measured."""
+    """Return the README's lines on robustness: the networks, and a line for each measurement."""
     kinds = {"attacks": attacks_in_short, "affine": affine_in_short, "detection": detection_in_short}
-    found = [(say, measured) for kind, say in kinds.items() for measured in measured_robustness(kind)]
-    whose = {its_errors(*item): None for _, measured in found for item in measured.get("networks", {}).items()}
-    lines = [f"Networks measured: {'; '.join(whose)}."] if whose else []
-    return "".join(f"- {line}\n" for line in (*lines, *(say(measured) for say, measured in found)))
+    found = [(line, measured) for kind, line in kinds.items() for measured in measured_robustness(kind)]
+    networks = {described(*item): None for _, measured in found for item in measured.get("networks", {}).items()}
+    lines = [f"Networks measured: {'; '.join(networks)}."] if networks else []
+    return "".join(f"- {line}\n" for line in (*lines, *(line(measured) for line, measured in found)))
 
 
 def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float = 0.1) -> str:
-    """The worst case at the epsilon next to `near`, with what the checks say of it."""
+    """Return the worst case at the epsilon next to `near`, with the verdict of the checks."""
     curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
     epsilon = min(curves[0]["epsilons"][1:], key=lambda epsilon: abs(epsilon - near))
     right = {curve["network"]: curve["right"][curve["epsilons"].index(epsilon)] for curve in curves}
     n, each = curves[0]["n"], []
     for curve in curves:
         name = curve["network"]
-        each.append(f"{name} still gets {percent(right[name], n)} % right ({curve['verdict']})")
+        each.append(f"{name} has an accuracy of {percent(right[name], n)} % ({curve['verdict']})")
     compared = difference({name: (count, n) for name, count in right.items()})
     if len(curves) == 2:
         tried = list(zip(curves[0]["epsilons"], *(curve["intervals"] for curve in curves), strict=True))[1:]
         apart = [f"{at:g}" for at, one, other in tried if one[1] < other[0] or other[1] < one[0]]
         every = ", ".join(f"{at:g}" for at, *_ in tried)
-        compared += f" Of the ε tried ({every}) they are apart at {', '.join(apart) or 'none'}."
+        compared += f" Of the ε tried ({every}), the intervals are apart at {', '.join(apart) or 'none'}."
     return (
         f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
-        f"{'; '.join(each)}. {compared or 'No other network was measured: this compares nothing.' * (len(right) == 1)}"
+        f"{'; '.join(each)}. {compared or 'No other network was measured for comparison.' * (len(right) == 1)}"
     )
 
 
 def difference(right: dict[str, tuple[int, int]]) -> str:
-    """Which of two networks is better, by name its (right, n), if their intervals say so; nothing of one or many."""
+    """Return which of two networks, each with (right, n), is better, if their intervals are apart; empty for others."""
     if len(right) != 2:
         return ""
     (worse, low), (better, high) = sorted(right.items(), key=lambda item: item[1][0] / item[1][1])
@@ -163,43 +163,43 @@ def difference(right: dict[str, tuple[int, int]]) -> str:
 
 
 def affine_in_short(measured: dict[str, Any]) -> str:
-    """The accuracy under small random changes."""
+    """Return the accuracy under small random changes."""
     random, n = measured["random"], measured["n"]
     right = {name: (of["right"], of["n"]) for name, of in random["networks"].items()}
     each = ", ".join(f"{name} {percent(*counts)} %" for name, counts in right.items())
     return (
-        f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels at random, "
-        f"n = {n:,} test images are right: {each}. {difference(right)}"
+        f"Accuracy on n = {n:,} test images that are rotated by up to ±{random['rotation']:g}° and shifted by up to "
+        f"±{random['shift']} pixels at random: {each}. {difference(right)}"
     )
 
 
 def detection_in_short(measured: dict[str, Any]) -> str:
-    """What is flagged of attacks by who does not know the threshold, and by who does."""
+    """Return the share of images that is flagged: of PGD, of the adaptive attack, and of clean images."""
     clean, steps = measured["clean"], measured["steps"]
     each = {
         name: ", ".join(
-            f"{percent(kind['flagged'], kind['n'])} % at ε = {kind['epsilon']:g} (n = {kind['n']:,})"
-            for kind in measured["suspects"]
-            if kind["name"] == name and kind["n"]
+            f"{percent(group['flagged'], group['n'])} % at ε = {group['epsilon']:g} (n = {group['n']:,})"
+            for group in measured["suspects"]
+            if group["name"] == name and group["n"]
         )
-        for name in ("PGD", "aware")
+        for name in ("PGD", "adaptive")
     }
     return (
-        f"A bad drawing flags, of images that PGD of {steps} steps made to fool {measured['run']}, {each['PGD']}; of "
-        f"those by an attacker who knows the threshold ({steps} steps too), {each['aware']}; of clean test images "
-        f"{percent(clean['flagged'], clean['n'])} % (n = {clean['n']:,})."
+        f"Flagged by the reconstruction error: of the images with which PGD of {steps} steps fools {measured['run']}, "
+        f"{each['PGD']}; of those of the adaptive attack, which knows the threshold ({steps} steps too), "
+        f"{each['adaptive']}; of clean test images, {percent(clean['flagged'], clean['n'])} % (n = {clean['n']:,})."
     )
 
 
 def speed() -> dict[str, dict[str, Results]]:
-    """What was measured of speed, by program and kind of machine, and of the demo."""
-    folders = {name: sorted((ROOT / "results" / name).glob("*.json")) for name in SPEED}
+    """Return what was measured of speed, by benchmark and kind of machine, and of the demo."""
+    folders = {one.name: sorted((ROOT / "results" / one.name).glob("*.json")) for one in BENCHMARKS}
     measured = {name: {path.stem: json.loads(path.read_text()) for path in paths} for name, paths in folders.items()}
     return measured | {"demo": demo()}
 
 
 def demo() -> dict[str, Results]:
-    """The run of `make demo` by kind of machine; of several the one that took the median time."""
+    """Return the run of `make demo` by kind of machine; of several runs, the one with the median time."""
     found = defaultdict(list)
     for path in sorted((ROOT / "results").glob("digits-*.json")):
         run = json.loads(path.read_text())
@@ -209,135 +209,139 @@ def demo() -> dict[str, Results]:
 
 
 def speed_in_short(measured: dict[str, dict[str, Results]]) -> str:
-    """What the README says of speed: the main figures of the first kind of machine, and their picture."""
+    """Return the README's lines on speed: the main results of the first kind of machine, and their plot."""
     kind = next((kind for kind in KINDS if kind in measured["training"]), None)
     if kind is None:
         return ""
     results, where = measured["training"][kind], measured["training"][kind]["environment"]
     row = default_row(results)
-    said = (
+    assert row is not None
+    text = (
         f"On {where['cores']} cores of an {where['device']} ({KINDS[kind]}, torch {where['torch']}) training in "
-        f"{row['dtype']} takes {row['images_per_second']:,.0f} images/s at batch {results['batch']}, "
-        f"{row['times_textbook']:.1f} times naive PyTorch's in float32{epoch_in_short(measured, kind)}"
+        f"{row['dtype']} takes {row['images_per_second']:,.0f} images/s at batch size {results['batch_size']}, "
+        f"{row['speedup']:.1f} times naive PyTorch's in float32{epoch_in_short(measured, kind)}"
         f"{start_in_short(results)}. {goals_in_short(measured, kind)}"
     )
-    picture = f"![Training, from the textbook's step to ours](docs/training-{kind}.png)"
-    return f"{textwrap.fill(said, 120, break_on_hyphens=False)}\n\n{picture}\n"
+    picture = f"![Training speed, from naive PyTorch to capsnet train](docs/training-{kind}.png)"
+    return f"{textwrap.fill(text, 120, break_on_hyphens=False)}\n\n{picture}\n"
 
 
 def epoch_in_short(measured: dict[str, dict[str, Results]], kind: str) -> str:
-    """How long an epoch takes, if it was measured."""
+    """Return how long an epoch takes, if it was measured."""
     found = epoch(measured["epoch_to_accuracy"].get(kind, {}))
     return "" if found is None else f"; an epoch of MNIST takes {found[0]:.0f} s"
 
 
 def start_in_short(results: Results) -> str:
-    """How soon the first step is done, if it was measured."""
+    """Return when the first step ends, if it was measured."""
     if not (first := results.get("first_step")):
         return ""
     return f"; the first step ends {first['filled']:.1f} s after the command ({first['empty']:.1f} s the first time)"
 
 
 def goals_in_short(measured: dict[str, dict[str, Results]], kind: str) -> str:
-    """How many of the goals were held on a kind of machine."""
-    found = [goal for name in AIMS for goal in goals(name, measured[name].get(kind, {})) if goal.held is not None]
-    held = sum(bool(goal.held) for goal in found)
-    return f"Of the {len(found)} goals that were measured there {held} are held and {len(found) - held} missed."
+    """Return how many of the goals are met on a kind of machine."""
+    every = [one for name in GOALS for one in verdicts(name, measured[name].get(kind, {})) if one.met is not None]
+    met = sum(bool(one.met) for one in every)
+    return f"Of the {len(every)} goals measured there, {met} are met and {len(every) - met} are missed."
 
 
 def speed_in_full(measured: dict[str, dict[str, Results]]) -> str:
-    """All tables of speed, a section for each program and kind of machine."""
+    """Return all tables of speed, a section for each benchmark and kind of machine."""
     made = f"\n## Speed\n{markdown(goals_by_device(measured))}"
-    for name, title in SPEED.items():
-        for kind, results in measured[name].items():
-            made += f"\n## {title}: {KINDS[kind]}\n{machine(results)}\n"
-            made += "".join(f"\n{markdown(table)}" for table in tables(name, results))
-    for path in sorted((ROOT / "results" / "kernels").glob("*.json")):
-        results = json.loads(path.read_text())
-        made += f"\n## Kernels: {path.stem}\n{machine(results)}\n\n{markdown(kernel_table(results))}"
+    for benchmark in BENCHMARKS:
+        for kind, results in measured[benchmark.name].items():
+            made += f"\n## {benchmark.title}: {KINDS.get(kind, kind)}\n{machine(results)}\n"
+            made += "".join(f"\n{markdown(table)}" for table in benchmark.tables(results))
     return made
 
 
+def scaling_page() -> str:
+    """Return docs/SCALING.md with the table of what was measured."""
+    page, results = ROOT / "docs" / "SCALING.md", json.loads(scaling.RESULT.read_text())
+    return between(page.read_text(), "scaling", markdown(scaling.table(results)))
+
+
 def between(text: str, name: str, made: str) -> str:
-    """The text with what stands between <!-- name --> and <!-- /name --> replaced."""
+    """Return the text with the part between <!-- name --> and <!-- /name --> replaced."""
     before, rest = text.split(f"<!-- {name} -->\n")
     after = rest.split(f"<!-- /{name} -->")[1]
     return f"{before}<!-- {name} -->\n{made}<!-- /{name} -->{after}"
 
 
 def percent(right: int, n: int) -> str:
-    """A share with its 95 % interval."""
+    """Return a share in % with its 95 % interval."""
     low, high = wilson(right, n)
     return f"{100 * right / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def attack_rows(measured: dict[str, Any]) -> str:
-    """The worst case by network, norm and strength, how level it is, and the checks of the attacks."""
+    """Return the worst case by network, norm and ε, its convergence, and the checks of the attacks."""
     settings = measured["settings"]
     steps = ", ".join(map(str, settings["steps"]))
     lines = [
         "Worst case over all attacks, image by image: an image counts as right only if every attack on it has failed. "
         f"PGD on two losses (margin, cross-entropy) with {steps} steps, each of 2.5 ε / steps; {settings['starts']} "
-        f"random starts, {settings['start_steps']} steps each but the first; images that PGD made for the other "
-        f"networks; for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
-        "What a smaller change fools counts as fooled by a larger one.",
+        f"random starts, {settings['start_steps']} steps each but the first; transfer attacks (PGD on the other "
+        f"networks); for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
+        "An image that is fooled within a smaller ε counts as fooled within a larger one.",
         "",
     ]
     for norm in ("Linf", "L2"):
         curves = [curve for curve in measured["curves"] if curve["norm"] == norm]
-        strengths = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
+        epsilons = [f"{epsilon:g}" for epsilon in curves[0]["epsilons"]]
         lines += [f"Worst case, {norm}: accuracy in % of n = {curves[0]['n']:,} test images, by ε", ""]
-        lines += [f"| network | {' | '.join(strengths)} | checks of the attacks |", "|---" * (len(strengths) + 2) + "|"]
+        lines += [f"| network | {' | '.join(epsilons)} | checks of the attacks |", "|---" * (len(epsilons) + 2) + "|"]
         for curve in curves:
             cells = [percent(right, curve["n"]) for right in curve["right"]]
             lines.append(f"| {curve['network']} | {' | '.join(cells)} | {curve['verdict']} |")
         lines.append("")
-    lines += level_rows(measured)
-    lines += ["", "Checks of the attacks, each at the ε where it found most:", ""]
+    lines += convergence_rows(measured)
+    lines += ["", "Checks of the attacks, each at the ε with the largest difference:", ""]
     lines += [f"- {check['sentence']}" for curve in measured["curves"] for check in curve["checks"]]
     rules = "; ".join(f"{name}: {rule}" for name, rule in measured["rules"].items())
     return "\n".join([*lines, "", f"A check passes if, at every ε, {rules}."]) + "\n"
 
 
-def level_rows(measured: dict[str, Any]) -> list[str]:
-    """Accuracy by the steps of PGD, at every strength."""
+def convergence_rows(measured: dict[str, Any]) -> list[str]:
+    """Return accuracy by the steps of PGD, at every ε."""
     steps = [str(steps) for steps in sorted(measured["settings"]["steps"])]
-    lines = ["Accuracy in % after PGD of up to so many steps, from one random start each", ""]
-    lines += [f"| network | norm | ε | {' | '.join(steps)} | level |", "|---" * (len(steps) + 4) + "|"]
+    lines = ["Accuracy in % after PGD of up to so many steps, each from one random start", ""]
+    lines += [f"| network | norm | ε | {' | '.join(steps)} | converged |", "|---" * (len(steps) + 4) + "|"]
     for curve in measured["curves"]:
         for ball in curve["balls"]:
             cells = [f"{100 * ball['accuracy_by_steps'][number]:.1f}" for number in steps]
-            level = f"from {ball['level_from_steps']} steps" if ball["level"] else "**no**"
+            converged = f"after {ball['converged_after_steps']} steps" if ball["converged"] else "**no**"
             lines.append(
-                f"| {curve['network']} | {curve['norm']} | {ball['epsilon']:g} | {' | '.join(cells)} | {level} |"
+                f"| {curve['network']} | {curve['norm']} | {ball['epsilon']:g} | {' | '.join(cells)} | {converged} |"
             )
     return lines
 
 
 def detection_rows(measured: dict[str, Any]) -> str:
-    """What is flagged of each kind of image."""
+    """Return how many images of each group are flagged."""
     steps = measured["steps"]
     words = (
         f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. PGD, on the "
-        f"cross-entropy and going on after it has fooled the network, and the aware attack take {steps} steps from one "
-        "random start. The aware attack stops just below the threshold, so its AUC is no measure of detection: its "
-        "flagged share is.\n\n"
+        f"cross-entropy and going on after it has fooled the network, and the adaptive attack take {steps} steps from "
+        "one random start. The adaptive attack stops just below the threshold, so its flagged share measures the "
+        "detection, and not its AUC.\n\n"
     )
     rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]
-    for kind in (measured["clean"], *measured["suspects"]):
-        attacked = kind["epsilon"] is not None
-        called = kind["name"] if kind["name"] not in ("PGD", "aware") else f"{kind['name']}-{steps}"
-        name = f"{called}, ε = {kind['epsilon']:g}" if attacked else called
-        flagged = percent(kind["flagged"], kind["n"]) if kind["n"] else "—"
-        undetected = percent(kind["undetected"], kind["tried"]) if attacked else "—"
-        area = "—" if kind is measured["clean"] or kind["auc"] is None else f"{kind['auc']:.3f}"
-        cells = [name, str(kind["tried"]), str(kind["n"]) if attacked else "—", flagged, undetected, area]
+    for group in (measured["clean"], *measured["suspects"]):
+        attacked = group["epsilon"] is not None
+        called = group["name"] if group["name"] not in ("PGD", "adaptive") else f"{group['name']}-{steps}"
+        name = f"{called}, ε = {group['epsilon']:g}" if attacked else called
+        flagged = percent(group["flagged"], group["n"]) if group["n"] else "—"
+        undetected = percent(group["undetected"], group["tried"]) if attacked else "—"
+        area = "—" if group is measured["clean"] or group["auc"] is None else f"{group['auc']:.3f}"
+        cells = [name, str(group["tried"]), str(group["n"]) if attacked else "—", flagged, undetected, area]
         rows.append("| " + " | ".join(cells) + " |")
     return words + "\n".join(rows) + "\n"
 
 
 def affine_rows(measured: dict[str, Any]) -> str:
-    """Accuracy by network, change and amount."""
+    """Return accuracy by network, change and amount."""
     lines = []
     for change in ("rotation", "right", "scale", "shear"):
         by_network = measured[change]
@@ -353,27 +357,28 @@ def affine_rows(measured: dict[str, Any]) -> str:
         f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels, at random:",
         "",
     ]
-    lines += [f"- {name}: {percent(told['right'], told['n'])}" for name, told in random["networks"].items()]
+    lines += [f"- {name}: {percent(of['right'], of['n'])}" for name, of in random["networks"].items()]
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Write both files, or say which are out of date."""
+    """Write the texts and the plots, or report which texts are out of date."""
     made, measured = table(load()), speed()
     readme = between((ROOT / "README.md").read_text(), "results", made)
     readme = between(readme, "speed", speed_in_short(measured))
     readme = between(readme, "robustness", robustness_in_short())
-    files = {"README.md": readme, "RESULTS.md": HEAD + made + robustness() + speed_in_full(measured)}
-    stale = [name for name, text in files.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
+    results = HEAD + made + robustness() + speed_in_full(measured)
+    texts = {"README.md": readme, "RESULTS.md": results, "docs/SCALING.md": scaling_page()}
+    stale = [name for name, text in texts.items() if not (ROOT / name).is_file() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv[1:]:
         print(f"out of date: {', '.join(stale)}: run python benchmarks/tables.py" if stale else "tables are up to date")
         return int(bool(stale))
     for name in stale:
-        (ROOT / name).write_text(files[name])
-    for name, kinds in ((name, measured[name]) for name in SPEED):
-        for kind, results in kinds.items():
-            if name in DRAWN:
-                draw(name, results, ROOT / "docs" / f"{name}-{kind}.png")
+        (ROOT / name).write_text(texts[name])
+    for benchmark in BENCHMARKS:
+        if benchmark.plot is not None:
+            for kind, found in measured[benchmark.name].items():
+                plot(benchmark, found, ROOT / "docs" / f"{benchmark.name}-{kind}.png")
     return 0
 
 

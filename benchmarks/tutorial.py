@@ -11,8 +11,14 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "tutorial" / "tutorial.ipynb"
 def main() -> None:
     """Execute the notebook in place."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    options = {"record_timing": False, "coalesce_streams": True}  # the same outputs have the same bytes
-    nbclient.execute(notebook, cwd=NOTEBOOK.parent, timeout=600, **options)
+    client = nbclient.NotebookClient(
+        notebook,
+        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        timeout=600,
+        record_timing=False,  # the same outputs have the same bytes
+        coalesce_streams=True,
+    )
+    client.execute()
     nbformat.write(notebook, NOTEBOOK)
 
 

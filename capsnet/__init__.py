@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from capsnet.ops.reference import dynamic_routing, routing_trace, vote
     from capsnet.ops.routing import route
     from capsnet.ops.squash import squash
-    from capsnet.recipe import Recipe
+    from capsnet.recipes import Recipe
     from capsnet.runs import load_run, start_run
     from capsnet.training import train
 
@@ -33,7 +33,7 @@ _HOMES = {
     "capsnet.ops.reference": ("dynamic_routing", "routing_trace", "vote"),
     "capsnet.ops.routing": ("route",),
     "capsnet.ops.squash": ("squash",),
-    "capsnet.recipe": ("Recipe",),
+    "capsnet.recipes": ("Recipe",),
     "capsnet.runs": ("load_run", "start_run"),
     "capsnet.training": ("train",),
 }

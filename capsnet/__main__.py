@@ -1,4 +1,4 @@
-"""`python -m capsnet`, as torchrun starts it: the command line."""
+"""`python -m capsnet`: the command line, as torchrun starts it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a recipe says, as a network, a loss and a learning rate."""
+"""A recipe's network, loss and learning rate."""
 
 import math
 from collections.abc import Callable
@@ -12,30 +12,27 @@ from capsnet.baselines import ConvBaseline
 from capsnet.hardware import seeded
 from capsnet.losses import check_labels, margin_loss, reconstruction_loss
 from capsnet.models import CapsNet
-from capsnet.recipe import CAPSULES, Recipe
+from capsnet.recipes import CAPSNET_FIELDS, Recipe
 
 
 def build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
-    """The untrained network of a recipe, its weights drawn from the recipe's seed.
+    """Return the untrained network of a recipe, with weights drawn from the recipe's seed.
 
-    The caller's random numbers go on as if nothing had been drawn.
+    The state of PyTorch's random number generators is left unchanged.
     """
     with seeded(recipe.seed, torch.get_default_device()):
-        return _build_network(recipe, image_shape, classes)
-
-
-def _build_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int) -> CapsNet | ConvBaseline:
-    if recipe.network != "capsnet":
-        return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
-    return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in CAPSULES})
+        if recipe.network != "capsnet":
+            return ConvBaseline(image_shape, classes, size="paper" if recipe.network == "cnn" else "small")
+        return CapsNet(image_shape, classes, **{name: getattr(recipe, name) for name in CAPSNET_FIELDS})
 
 
 def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """The parts of a batch's loss, their sum as `loss`, and the accuracy: a scalar each.
+    """Return the parts of a batch's loss, their weighted sum as `loss`, and the accuracy, each a scalar.
 
-    Raises InputError for labels that are not whole numbers from 0 to j - 1, one an image.
+    The reconstruction is made from the true label's capsule. Raises InputError for labels that are not whole numbers
+    from 0 to j - 1, one per image.
 
-    images [b, c, h, w], labels [b]; the capsule that is drawn is the true label's.
+    images [b, c, h, w], labels [b]
     """
     if recipe.network != "capsnet":
         scores = network(images)  # [b, j]
@@ -43,7 +40,8 @@ def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: 
         parts = {"loss": cross_entropy(scores, labels)}
     else:
         scores, _, reconstruction = network(images, labels)  # [b, j]
-        parts = {"margin": margin_loss(scores, labels)}
+        margins = recipe.margin_present, recipe.margin_absent, recipe.margin_down_weight
+        parts = {"margin": margin_loss(scores, labels, *margins)}
         parts["loss"] = parts["margin"]
         if reconstruction is not None:
             parts["reconstruction"] = reconstruction_loss(reconstruction, images)
@@ -52,7 +50,7 @@ def losses(network: Callable[..., Any], images: Tensor, labels: Tensor, recipe: 
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int, epoch_steps: int) -> float:
-    """Adam's rate at a step, counted from 0, of a run of so many steps."""
+    """Return Adam's learning rate at a step, counted from 0, of a run of this many steps."""
     if recipe.schedule == "exponential":
         return max(recipe.lr_min, recipe.lr * recipe.lr_decay ** (step / (recipe.lr_decay_steps or epoch_steps)))
     rise = recipe.warmup * steps

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run's training after a step, each file with its checksum; the last two are kept."""
+"""Checkpoints: the state of training after a step, in a file with its checksum; the last two are kept."""
 
 import hashlib
 import io
@@ -11,23 +11,21 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from torch import Tensor
 from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
 
+from capsnet.checks import first_fault
 from capsnet.errors import InputError
 from capsnet.files import atomic_write, remove
 from capsnet.runs import Run
-from capsnet.schema import reason
 
 KEPT = 2
-DIGITS = 64  # of a SHA-256, before the content that it is of
+DIGITS = 64  # of the SHA-256 that the content follows
 
 log = logging.getLogger(__name__)
-
-
 _STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 @with_config(_STRICT)
 class Moments(TypedDict):
-    """What Adam remembers of one weight."""
+    """Adam's state of one weight."""
 
     step: Tensor
     exp_avg: Tensor
@@ -36,7 +34,7 @@ class Moments(TypedDict):
 
 @with_config(_STRICT)
 class Adam(TypedDict):
-    """The state of Adam, by the weights' places."""
+    """Adam's state, by the index of each weight."""
 
     state: dict[int, Moments]
     param_groups: list[dict[str, Any]]
@@ -57,14 +55,14 @@ class Checkpoint(TypedDict):
 
 
 def checkpoint_paths(run: Run) -> list[Path]:
-    """The checkpoints of a run, the last one first."""
+    """Return the checkpoints of a run, the last one first."""
     return sorted((run.folder / "checkpoints").glob("*.ckpt"), reverse=True)
 
 
 def save_checkpoint(run: Run, state: Checkpoint) -> Path:
-    """Write a checkpoint atomically, and remove those that are no longer among the last two.
+    """Write a checkpoint atomically, and remove all but the last two.
 
-    Raises InputError where it cannot be written; the others are then left as they are.
+    Raises InputError where it cannot be written; the other checkpoints are then unchanged.
     """
     folder = run.folder / "checkpoints"
     path = folder / f"{state['step']:010d}.ckpt"
@@ -76,15 +74,18 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
         file.write(content)
     earlier = [other for other in checkpoint_paths(run) if other < path]
     for other in checkpoint_paths(run):
-        if other not in (path, *earlier[: KEPT - 1]):  # a later one is damaged, since training went back behind it
+        if other not in (
+            path,
+            *earlier[: KEPT - 1],
+        ):  # later ones are damaged: training was resumed before them
             remove(other)
     return path
 
 
 def load_checkpoint(run: Run) -> Checkpoint | None:
-    """The last state of training that is intact, or None for a run without checkpoints.
+    """Return the last intact state of training, or None for a run without checkpoints.
 
-    A damaged checkpoint is named in the log. Raises InputError where all are damaged.
+    Damaged checkpoints are named in a warning. Raises InputError where all are damaged.
     """
     paths = checkpoint_paths(run)
     for path in paths:
@@ -106,8 +107,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = torch.load(io.BytesIO(content[DIGITS:]), weights_only=True, map_location="cpu")
         return TypeAdapter(Checkpoint).validate_python(state)
     except ValidationError as error:
-        raise InputError(f"{path} is damaged: {reason(error)}") from error
+        raise InputError(f"{path} is damaged: {first_fault(error)}") from error
     except InputError:
         raise
-    except Exception as error:  # torch.load has no list of what it raises
+    except Exception as error:  # torch.load may raise anything
         raise InputError(f"{path} is damaged ({type(error).__name__})") from error

@@ -1,11 +1,11 @@
-"""The one exception for what a user can put right."""
+"""The exception for a user's mistake."""
 
 
 class InputError(ValueError):
-    """What was given cannot be used; the message names it and says the way out.
+    """An argument, a file or data cannot be used; the message has the value and the remedy.
 
-    The command line prints the message as one line and exits with status 2. It is one line whatever names are in it:
-    line breaks and control characters are escaped.
+    The command line prints the message as one line and exits with status 2. Line breaks and control characters in it
+    are escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -13,5 +13,5 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text in one line: line breaks and control characters are escaped."""
+    """Return the text in one line, with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

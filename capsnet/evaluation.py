@@ -1,33 +1,37 @@
-"""How well a network does on images that it has not seen."""
+"""Predictions of a trained network: of data sets, with their errors counted, and of image files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from einops import reduce
-from torch import Tensor
+from torch import Tensor, nn
 
 from capsnet.baselines import ConvBaseline
-from capsnet.data import ImageSet, batches
+from capsnet.data import ImageSet, batches, image_paths, image_tensor
 from capsnet.errors import InputError
+from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 
+BATCH_SIZE = 500
 MaskedBy = Literal["prediction", "label"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network did with n labelled images."""
+    """Errors of a network on n labelled images."""
 
     n: int
     errors: int
     confusion: list[list[int]]
     """Images by true class (row) and predicted class (column)."""
     reconstruction: float | None
-    """Squared error of a drawing, summed over pixels and averaged over images; None without drawings."""
+    """Squared error of a reconstruction, summed over pixels and averaged over images; None without a decoder."""
     masked_by: MaskedBy
-    """Which capsule was drawn: that of the network's answer, or that of the true label."""
+    """Which capsule was reconstructed: that of the predicted class, or that of the true label."""
 
     @property
     def accuracy(self) -> float:
@@ -36,13 +40,13 @@ class Evaluation:
 
     @property
     def per_class(self) -> list[float | None]:
-        """Share classified right of each class's images; None for a class without images."""
+        """Accuracy on the images of each class; None for a class without images."""
         return [row[k] / sum(row) if sum(row) else None for k, row in enumerate(self.confusion)]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a network thinks of n images."""
+    """Scores of n images."""
 
     scores: Tensor
     """[n, j]: capsule lengths, or a baseline's class probabilities."""
@@ -55,50 +59,69 @@ class Scored:
 
 @dataclass(frozen=True)
 class BatchPredictions(Scored):
-    """A network's answers for n images."""
+    """A network's predictions for a batch of n images."""
 
     reconstructions: Tensor | None
-    """[n, c, h, w] in [0, 1]."""
+    """[n, c, h, w] in [0, 1]; None without a decoder."""
 
 
 @dataclass(frozen=True)
 class Predictions(Scored):
-    """A network's answers for n labelled images, and how far off its drawings are."""
+    """A network's predictions for a set of n labelled images."""
 
     labels: Tensor
     """[n]."""
     reconstruction_errors: Tensor | None
-    """[n]: squared error of each drawing, summed over pixels; None without drawings."""
+    """[n]: squared error of each reconstruction, summed over pixels; None without a decoder."""
     masked_by: MaskedBy
 
     def evaluation(self) -> Evaluation:
-        """Count what was right."""
+        """Count the errors."""
         n, classes = self.scores.shape
         confusion = torch.bincount(self.labels * classes + self.predictions, minlength=classes**2)
         errors = int((self.predictions != self.labels).sum())
-        drawn = (
-            None if self.reconstruction_errors is None else float(self.reconstruction_errors.double().mean())
-        )  # over images
-        return Evaluation(n, errors, confusion.view(classes, classes).tolist(), drawn, self.masked_by)
+        mean = None
+        if self.reconstruction_errors is not None:
+            mean = float(self.reconstruction_errors.double().mean())  # over images
+        return Evaluation(n, errors, confusion.view(classes, classes).tolist(), mean, self.masked_by)
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """A network's prediction for one image file."""
+
+    image: str
+    predicted: str
+    """The predicted class."""
+    lengths: dict[str, float]
+    """Length of each class's capsule, in [0, 1); a baseline's class probabilities."""
+    reconstruction_error: float | None
+    """Squared error of the reconstruction, summed over pixels; None without a decoder."""
+    threshold: float | None
+    """The reconstruction error above which a detector flags an image; None without a detector."""
+    suspicious: bool | None
+    """Whether the image is flagged: attacked, or of none of the classes. None without a threshold."""
 
 
 def predict_batch(network: CapsNet | ConvBaseline, images: Tensor, classes: Tensor | None = None) -> BatchPredictions:
-    """A network's answers for a batch of images in [0, 1]; it draws the capsules of `classes`, or the longest ones.
+    """Predict a batch of images in [0, 1], and reconstruct them from the capsules of `classes` or the longest ones.
 
-    Raises InputError where a score is NaN or infinite, which says whether the images or the weights are at fault.
+    Raises InputError for a score that is NaN or infinite; the message says whether images or weights are the cause.
 
-    images [b, c, h, w], classes [b] → scores [b, j], drawings [b, c, h, w]
+    images [b, c, h, w], classes [b] → scores [b, j], reconstructions [b, c, h, w]
     """
     with torch.inference_mode():
-        output = network(images, classes) if isinstance(network, CapsNet) else network(images)
-        scores = output.lengths if isinstance(network, CapsNet) else output.softmax(dim=-1)  # over classes j
+        if isinstance(network, CapsNet):
+            scores, _, reconstructions = network(images, classes)
+        else:
+            scores, reconstructions = network(images).softmax(dim=-1), None  # over classes j
         if not scores.isfinite().all():
-            raise InputError(_fault(network, images))
-    return BatchPredictions(scores, output.reconstruction if isinstance(network, CapsNet) else None)
+            raise InputError(_cause(network, images))
+    return BatchPredictions(scores, reconstructions)
 
 
-def _fault(network: CapsNet | ConvBaseline, images: Tensor) -> str:
-    """Why a network's scores for images [b, c, h, w] are not all finite."""
+def _cause(network: CapsNet | ConvBaseline, images: Tensor) -> str:
+    """Say why a network's scores for images [b, c, h, w] are not all finite."""
     finite = reduce(images.isfinite(), "b c h w -> b", "all")
     if not finite.all():
         return f"image {int(finite.int().argmin())} of {len(images)} has pixels that are NaN or infinite: leave it out"
@@ -108,41 +131,89 @@ def _fault(network: CapsNet | ConvBaseline, images: Tensor) -> str:
     return "the network's scores are NaN or infinite, though its weights are not: evaluate it in float32"
 
 
-def predict_batches(
-    network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction", batch: int = 500
-) -> Iterator[tuple[Tensor, Tensor, BatchPredictions]]:
-    """Go through a set in order, on the network's device and in evaluation mode: images, labels, answers by batch."""
-    device, training = next(network.parameters()).device, network.training
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[torch.device]:
+    """Put a network in evaluation mode for a while, and then back in its own mode → the network's device."""
+    training = network.training
     network.eval()
     try:
-        for some in batches(images, batch):
-            pixels, labels = (part.to(device) for part in some)
-            yield pixels, labels, predict_batch(network, pixels, labels if masked_by == "label" else None)
+        yield next(network.parameters()).device
     finally:
         network.train(training)
+
+
+def predict_batches(
+    network: CapsNet | ConvBaseline,
+    images: ImageSet,
+    *,
+    masked_by: MaskedBy = "prediction",
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[Tensor, Tensor, BatchPredictions]]:
+    """Predict a set in order, on the network's device and in evaluation mode.
+
+    Yields images [b, c, h, w] in [0, 1], labels [b] and predictions of each batch.
+    """
+    with evaluation_mode(network) as device:
+        for batch in batches(images, batch_size):
+            pixels, labels = (part.to(device) for part in batch)
+            yield pixels, labels, predict_batch(network, pixels, labels if masked_by == "label" else None)
 
 
 def predict_set(
     network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction"
 ) -> Predictions:
-    """Keep a network's answer for each image of a set.
+    """Predict each image of a set.
 
     Raises InputError for a set without images.
     """
     if not len(images):
         raise InputError("there are no images to evaluate on")
     scores, errors = [], []
-    for pixels, _, given in predict_batches(network, images, masked_by=masked_by):
-        scores.append(given.scores.float().cpu())
-        if given.reconstructions is not None:
-            squares = (given.reconstructions.float() - pixels).square()
-            errors.append(reduce(squares, "b c h w -> b", "sum").cpu())
+    for pixels, _, predicted in predict_batches(network, images, masked_by=masked_by):
+        scores.append(predicted.scores.float().cpu())
+        if predicted.reconstructions is not None:
+            errors.append(squared_errors(predicted.reconstructions.float(), pixels).cpu())
     return Predictions(torch.cat(scores), images.labels.cpu(), torch.cat(errors) if errors else None, masked_by)
 
 
 def evaluate(network: CapsNet | ConvBaseline, images: ImageSet, *, masked_by: MaskedBy = "prediction") -> Evaluation:
-    """Judge a network on a set of images.
+    """Evaluate a network on a set of images.
 
     Raises InputError for a set without images.
     """
     return predict_set(network, images, masked_by=masked_by).evaluation()
+
+
+def predict(
+    network: CapsNet | ConvBaseline,
+    classes: Sequence[str],
+    images: Iterable[str | Path],
+    *,
+    threshold: float | None = None,
+    invert: bool = False,
+) -> list[FilePrediction]:
+    """Classify image files of any format and size, converted to the network's colours and resized to its shape.
+
+    A folder stands for all images in it and in its sub-folders. `classes` are the names of the network's classes. Above
+    `threshold`, a reconstruction error is suspicious. `invert` swaps light and dark first.
+
+    Raises InputError for a file that is missing or no image, and for a folder without images.
+    """
+    paths, predictions = image_paths(images), []
+    channels, height, width = network.image_shape
+    with evaluation_mode(network) as device:
+        for start in range(0, len(paths), BATCH_SIZE):
+            some = paths[start : start + BATCH_SIZE]
+            read = [image_tensor(path, (channels, height, width), invert=invert) for path in some]
+            pixels = torch.stack(read).to(device) / 255  # [b, c, h, w]
+            predicted = predict_batch(network, pixels)
+            errors: list[float | None] = [None] * len(some)
+            if predicted.reconstructions is not None:
+                errors = squared_errors(predicted.reconstructions, pixels).tolist()
+            for path, k, scores, error in zip(
+                some, predicted.predictions.tolist(), predicted.scores.tolist(), errors, strict=True
+            ):
+                suspicious = None if error is None or threshold is None else error > threshold
+                lengths = dict(zip(classes, scores, strict=True))
+                predictions.append(FilePrediction(str(path), classes[k], lengths, error, threshold, suspicious))
+    return predictions

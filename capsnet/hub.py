@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from capsnet.checks import arguments_of, check_arguments
+from capsnet.checks import arguments_of, check_arguments, read_json
 from capsnet.errors import InputError
-from capsnet.paths import usable_path
-from capsnet.schema import read_json
+from capsnet.files import usable_path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

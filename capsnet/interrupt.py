@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, taken at a good moment."""
+"""Signals that ask a process to end, and their handling between two steps of training."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked the process to end: Ctrl-C, or what Slurm, Docker and `timeout` send, or a closed terminal."""
+    """A signal asks the process to end: Ctrl-C, SIGTERM (of Slurm or Docker), or SIGHUP (of a closed terminal)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -19,24 +19,24 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def deferred_interrupt(*, patient: bool = False) -> Iterator[Callable[[], Interrupted | None]]:
-    """Take note of a first signal, so that a training step ends; a second one interrupts at once.
+    """Record the first signal, for the caller to ask for after a step; a second signal interrupts at once.
 
-    A patient process waits with a second one too: a launcher passes on a signal that the process has already had.
+    A patient process only records a second one too, since a launcher passes on a signal that the process already got.
     """
-    noted: list[int] = []
+    recorded: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted and not patient:
+    def record(number: int, frame: FrameType | None) -> None:
+        if recorded and not patient:
             raise Interrupted(number)
-        noted.append(number)
+        recorded.append(number)
 
-    with _handled_by(note):
-        yield lambda: Interrupted(noted[0]) if noted else None
+    with _handled_by(record):
+        yield lambda: Interrupted(recorded[0]) if recorded else None
 
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise Interrupted at a signal, as Python does by itself for Ctrl-C alone."""
+    """Raise Interrupted at a signal; by itself, Python raises KeyboardInterrupt for Ctrl-C only."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
@@ -47,11 +47,11 @@ def interrupting() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle signals for a while, but for those that the process is to ignore, as `nohup` has it ignore SIGHUP.
+    """Handle signals for a while, except those that the process ignores, like SIGHUP under `nohup`.
 
-    Handlers that were not set from Python stay in place too.
+    Handlers that were not set from Python stay too.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}

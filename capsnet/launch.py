@@ -1,4 +1,4 @@
-"""How the processes of a training are started: by torchrun, whose environment they find, or by `--devices`."""
+"""The processes of a training: their numbers in torchrun's environment, and `--devices`, which starts torchrun."""
 
 import logging
 import os
@@ -15,32 +15,32 @@ STARTED_BY = "torchrun.txt"
 
 
 def launched() -> bool:
-    """Whether torchrun has started this process."""
+    """Return whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def process_count() -> int:
-    """How many processes torchrun has started on all nodes; 1 without it."""
+    """Return the number of processes that torchrun has started on all nodes; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def local_process_count() -> int:
-    """How many processes torchrun has started on this node; 1 without it."""
+    """Return the number of processes that torchrun has started on this node; 1 without it."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes: the process of rank 0, or the only one."""
+    """Return whether this process prints and writes: it has rank 0, or is the only one."""
     return not launched() or os.environ["RANK"] == "0"
 
 
 def is_first_here() -> bool:
-    """Whether this process is the one of its node that says why a training cannot go on."""
+    """Return whether this process prints the errors of its node."""
     return not launched() or os.environ["LOCAL_RANK"] == "0"
 
 
 def check_counts(devices: int | None, nodes: int | None) -> None:
-    """Raise InputError for numbers of devices and nodes that are below 1 or not those that were started."""
+    """Raise InputError for numbers of devices and nodes that are below 1 or differ from those of torchrun."""
     for name, count in (("devices", devices), ("nodes", nodes)):
         if count is not None and count < 1:
             raise InputError(f"--{name} {count}: a training takes at least 1")
@@ -57,17 +57,19 @@ def check_counts(devices: int | None, nodes: int | None) -> None:
             raise InputError(f"--{name} {count}, but torchrun has started {started}: leave --{name} out")
 
 
-def check_batch(batch: int, processes: int) -> None:
-    """Raise InputError where a batch cannot be cut over so many processes."""
-    if batch < processes:
-        raise InputError(f"--batch-size {batch} has no image for some of {processes} processes: at least {processes}")
+def check_batch(batch_size: int, processes: int) -> None:
+    """Raise InputError for a batch with fewer images than processes."""
+    if batch_size < processes:
+        raise InputError(
+            f"--batch-size {batch_size} has no image for some of {processes} processes: at least {processes}"
+        )
 
 
 def launch(devices: int) -> None:
-    """Run this process's command line in `devices` processes on this machine, as torchrun does, and wait for them.
+    """Run this process's command line in `devices` processes on this machine, by torchrun, and wait for them.
 
-    Raises Interrupted for a signal, once the processes have ended, and SystemExit, with the status of the process that
-    failed first, where one has failed.
+    Raises Interrupted for a signal, once the processes have ended, and SystemExit for a process that fails, with the
+    status of the one that failed first.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -75,12 +77,12 @@ def launch(devices: int) -> None:
 
     heard = [number.name for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     options = ["--standalone", f"--nproc-per-node={devices}", f"--signals-to-handle={','.join(heard)}"]
-    logging.disable()  # the process that fails says why
+    logging.disable()  # the process that fails prints its error
     try:
         run(parse_args([*options, "-m", "--", "capsnet", *sys.argv[1:]]))
     except ChildFailedError as error:
         code = min((failure.timestamp, failure.exitcode) for failure in error.failures.values())[1]
-        sys.exit(code if code > 0 else 128 - code)  # -9 where SIGKILL ended it: it is before others of the same second
+        sys.exit(code if code > 0 else 128 - code)  # -9 after SIGKILL: it comes before others of the same second
     except SignalException as stop:
         raise Interrupted(stop.sigval) from None
     finally:
@@ -88,16 +90,16 @@ def launch(devices: int) -> None:
 
 
 def note_start(folder: Path) -> None:
-    """Write down in a run's folder which torchrun began it, if any."""
+    """Write the id of the torchrun that begins a run, if any, into the run's folder."""
     if launched():
         with atomic_write(folder / STARTED_BY) as part:
             part.write_text(os.environ["TORCHELASTIC_RUN_ID"])
 
 
 def is_restart(folder: Path) -> bool:
-    """Whether the torchrun that has started this process began the run in this folder: then a process has failed.
+    """Return whether this process was restarted by the torchrun that began the run in this folder.
 
-    Never where torchrun has no name of its own, as with `--master-port` and without `--rdzv-id`.
+    A torchrun without an id, as with `--master-port` and without `--rdzv-id`, cannot be recognised.
     """
     path = folder / STARTED_BY
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
@@ -105,7 +107,7 @@ def is_restart(folder: Path) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process: at once where it is connected with others, as the threads of the connection may then abort."""
+    """End this process; at once if it is connected with others, as the connection's threads may abort otherwise."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         os._exit(status)

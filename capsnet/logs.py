@@ -1,8 +1,8 @@
-"""What a run measures, written to log.jsonl, to TensorBoard and to the terminal.
+"""The log of a run: its measurements in log.jsonl, in TensorBoard and on the terminal.
 
-A line of log.jsonl has a kind, "train" or "validation", the step and epoch after which it was measured, the seconds of
-training up to it, and the measurements: every loss part, accuracy, rate, gradient_norm and images_per_second, or n,
-errors, accuracy and reconstruction.
+A line of log.jsonl has a kind, "train" or "validation", the step and epoch after which it was measured, the training
+time until then in seconds, and the measured values: for "train" each part of the loss, accuracy, lr, gradient_norm and
+images_per_second, for "validation" n, errors, accuracy and reconstruction.
 """
 
 import json
@@ -24,9 +24,9 @@ PLAIN_SECONDS = 10.0
 
 
 class Log:
-    """The log of a run, from a step on; lines of a later step, left by a run that was killed, are dropped.
+    """The log of a run from a step on. Records of later steps, which a killed process left, are removed.
 
-    Raises InputError where it cannot be written. A terminal that is gone is no longer written to.
+    Raises InputError where it cannot be written. If the terminal is closed, training continues without it.
     """
 
     def __init__(self, run: Run, step: int, steps: int) -> None:
@@ -39,8 +39,8 @@ class Log:
         except OSError as error:
             raise InputError(f"cannot write the log of {run.folder}: {error}") from error
         self.folder = run.folder
-        self.steps, self.printed, self.terminal_is_gone = steps, 0.0, False
-        self.console, self.nowhere = Console(), open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self.steps, self.printed, self.terminal_closed = steps, 0.0, False
+        self.console, self.null = Console(), open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -58,30 +58,30 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.show(self.bar.stop)
-        if self.terminal_is_gone:  # perhaps only now
+        if self.terminal_closed:  # the line above may have found out
             self.bar.stop()
-        self.nowhere.close()
+        self.null.close()
         self.board.close()
         self.file.close()
         for path in self.folder.glob("*tfevents*"):
             flush_to_disk(path)
 
     def say(self, words: str) -> None:
-        """Print a line on the terminal, above the bar."""
+        """Print a line on the terminal, above the progress bar."""
         self.show(lambda: self.console.print(words, highlight=False))
 
     def show(self, act: Callable[[], object]) -> None:
-        """Write to the terminal, unless it has gone: a training goes on without one."""
-        if self.terminal_is_gone:
+        """Call `act`, which writes to the terminal, unless the terminal is closed."""
+        if self.terminal_closed:
             return
         try:
             act()
         except OSError:
-            self.terminal_is_gone = True
-            self.console.file = self.nowhere  # so that the bar can still end
+            self.terminal_closed = True
+            self.console.file = self.null  # so that the bar can still be stopped
 
     def sync(self) -> None:
-        """Have what was written survive a loss of power; what a checkpoint counts on is on the disk before it."""
+        """Flush the log to disk. To be called before a checkpoint is written, which refers to the log."""
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -89,7 +89,7 @@ class Log:
             raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
 
     def train(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
-        """Write down a training step, counted from 1; the bar moves to it."""
+        """Log a training step, counted from 1, and advance the progress bar."""
         self._write("train", step, epoch, seconds, measured)
         words = " ".join(f"{name} {value:.3g}" for name, value in measured.items() if name != "images_per_second")
         words += f" · {measured['images_per_second']:,.0f} images/s"
@@ -101,7 +101,7 @@ class Log:
             self.printed = time.monotonic()
 
     def validation(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
-        """Write down an evaluation on the validation images."""
+        """Log an evaluation on the validation images."""
         self._write("validation", step, epoch, seconds, measured)
         errors, n = measured["errors"], measured["n"]
         self.say(

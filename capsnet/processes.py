@@ -1,10 +1,10 @@
-"""The processes that train one network together: what one of them does for all, and what all have to agree on."""
+"""Several processes that train one network: their connection, calls in the first or in all of them, and seeds."""
 
 import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 def join(precision: Precision = "32-true") -> Fabric:
-    """The Fabric of this process, on a device of its own, connected with the other processes that torchrun started.
+    """Return this process's Fabric, with its own device, connected to the other processes that torchrun started.
 
     Raises InputError where a node has fewer GPUs than processes.
     """
     device, here = default_device().type, local_process_count()
-    if process_count() == 1:  # LightningEnvironment: no cluster is looked for, whose variables might be incomplete
+    if process_count() == 1:  # LightningEnvironment: do not detect a cluster, whose variables may be incomplete
         return Fabric(accelerator=device, devices=1, precision=precision, plugins=[LightningEnvironment()])
     if device != "cpu" and here > device_count():
         raise InputError(f"{here} processes need a GPU each, and this machine has {device_count()}: start fewer")
@@ -38,15 +38,15 @@ def join(precision: Precision = "32-true") -> Fabric:
         atexit.register(_disconnect)
         if os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True" and nodes == 1:
             _connect(os.environ["TORCHELASTIC_RESTART_COUNT"])
-    fabric.launch()  # which connects them where that has not been done
+    fabric.launch()  # connects them where that has not been done
     return fabric
 
 
 def _connect(attempt: str) -> None:
-    """Connect the processes of one node through names that torchrun's store has not seen before.
+    """Connect the processes of one node by a prefix that torchrun's store has not had before.
 
-    PyTorch would have processes that are started again find the addresses of those that have ended. Of several nodes
-    each counts its own restarts, so that they have no such name in common.
+    Otherwise, restarted processes would find the addresses of those that have ended. Several nodes have no such prefix
+    in common, since each node counts its own restarts.
     """
     store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     own = torch.distributed.PrefixStore(f"attempt-{attempt}", store)
@@ -54,19 +54,19 @@ def _connect(attempt: str) -> None:
 
 
 def _disconnect() -> None:
-    """End the connection before Python's own end, which its threads may not survive."""
+    """Close the connection before the interpreter exits, as its threads may crash then."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def first(fabric: Fabric, act: Callable[[], T]) -> T:
-    """What `act` returns in the first process, which alone calls it; what it raises there ends the others too.
+    """Call `act` in the first process only, and return its result in all of them; the result must be picklable.
 
-    They raise InputError. What is returned has to be picklable.
+    If it raises, the others raise InputError.
     """
     if fabric.world_size == 1:
         return act()
-    given: tuple[Any, str | None] = (None, None)
+    given: tuple[T | None, str | None] = (None, None)
     if fabric.is_global_zero:
         try:
             given = act(), None
@@ -76,11 +76,11 @@ def first(fabric: Fabric, act: Callable[[], T]) -> T:
     result, fault = fabric.broadcast(given)
     if fault is not None:
         raise InputError(fault)
-    return result
+    return cast(T, result)
 
 
 def everywhere(fabric: Fabric, act: Callable[[], T]) -> list[T]:
-    """What `act` returns in each process, in all of them; an InputError of one process is raised in all."""
+    """Call `act` in each process, and return the results of all of them; an InputError of one is raised in all."""
     if fabric.world_size == 1:
         return [act()]
     given: tuple[T | None, str | None]
@@ -97,17 +97,17 @@ def everywhere(fabric: Fabric, act: Callable[[], T]) -> list[T]:
 
 
 def process_seed(seed: int, rank: int, step: int = 0) -> int:
-    """The seed of a process's own random numbers: the first has the seed itself, every other another one.
+    """Return the seed of a process's own random numbers; that of the first process is `seed` itself.
 
-    It has 32 bits, as PyTorch's generator on a CPU takes no more of a seed.
+    It has 32 bits, since PyTorch's CPU generator uses no more.
     """
     return seed if rank == 0 else int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0])
 
 
 def share_cores() -> None:
-    """Give each process of a node an equal part of the cores; torchrun would give each one thread.
+    """Give each process of a node an equal part of the cores, instead of the one thread that torchrun sets.
 
-    A number of threads in OMP_NUM_THREADS other than torchrun's 1 stays.
+    A number in OMP_NUM_THREADS other than torchrun's 1 is kept.
     """
     if process_count() > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, cores() // local_process_count()))
@@ -115,10 +115,10 @@ def share_cores() -> None:
 
 @contextmanager
 def lost_process_named() -> Iterator[None]:
-    """Raise InputError where a collective operation fails because another process has ended."""
+    """Convert the error of a collective operation whose other process has ended to InputError."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):  # which has no class
+        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):  # gloo has no class
             raise InputError("another process of this training has ended: go on with --resume") from error
         raise

@@ -1,19 +1,19 @@
-"""Run folders: everything that belongs to one training run, from its recipe to its report.
+"""Run folders: all files of one training run.
 
 recipe.json       the recipe, the data set with a checksum of each part, and its classes
-environment.json  hardware, versions, commit and command of each part of the training, from its start to a stop
-log.jsonl         every measurement, a line each; next to it TensorBoard's event files
-checkpoints/      the last two states of training, to resume from
+environment.json  hardware, versions, commit and command of each part of the training, from a start to a stop
+log.jsonl         one measurement a line; next to it TensorBoard's event files
+checkpoints/      the last two checkpoints, to resume from
 best/             the network with the fewest validation errors: config.json and model.safetensors
-detector.json     above which error that network's drawing is suspicious
-results.json      what it did on the test images
+detector.json     the reconstruction error above which an image is suspicious to that network
+results.json      the evaluation of that network on the test images
+figures/          pictures of that network, with their numbers
 report.html       the numbers, the recipe and the pictures, in one file
-torchrun.txt      the name of the torchrun that started the run: what it starts again goes on with the run
-run.lock          held by the process that trains
+torchrun.txt      the name of the torchrun that started the run: processes that it restarts resume the run
+run.lock          locked by the process that trains
 """
 
 import hashlib
-import json
 import logging
 import shlex
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,17 +25,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, with_config
 
 from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network
-from capsnet.data import Data, Fingerprint, ImageSet, load_data
-from capsnet.data.sources import SOURCES
+from capsnet.checks import STRICT, parse_json, read_json
+from capsnet.data import Data, Fingerprint, ImageSet, PartFingerprint, load_data
+from capsnet.data.sources import NAMES
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.files import atomic_files, atomic_write, is_leftover, locked, make_folder, remove
+from capsnet.files import atomic_files, is_leftover, locked, make_folder, remove, write_json
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import name_of, recorded_recipe
-from capsnet.schema import STRICT, parse_json, read_json
-
-NAMED = (*SOURCES, "digits")  # data sets that are no path
+from capsnet.recipes import Recipe, name_of, recorded_recipe
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ log = logging.getLogger(__name__)
 @with_config(STRICT)
 @dataclass(frozen=True)
 class RunFile:
-    """What recipe.json holds."""
+    """Content of recipe.json."""
 
     recipe: str
     data: str
@@ -64,11 +61,11 @@ class RunFile:
 @with_config(STRICT)
 @dataclass(frozen=True)
 class TrainingPart:
-    """What a run's training stands on from one start or resumption to the next."""
+    """Hardware, versions and command of a training, from its start or a resumption to the next."""
 
     from_step: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=1)]
-    """Steps of the whole training, as planned then."""
+    """Steps of the whole training, as planned at that time."""
     device: str
     cores: int
     platform: str
@@ -79,21 +76,21 @@ class TrainingPart:
     command: str
     precision: str
     processes: Annotated[int, Field(ge=1)] = 1
-    """How many processes trained, each on a device of its own."""
+    """Number of processes, each with a device of its own."""
     nodes: Annotated[int, Field(ge=1)] = 1
-    """On how many machines they ran."""
+    """Number of machines."""
 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
 class EnvironmentFile:
-    """What environment.json holds."""
+    """Content of environment.json."""
 
     parts: tuple[TrainingPart, ...]
 
 
 class Record(BaseModel):
-    """A line of log.jsonl: when it was measured, and what was measured by its name."""
+    """A line of log.jsonl: the time of a measurement, and the measured values by name."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[str, int | float] = Field(init=False)
@@ -105,7 +102,7 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what it was started with."""
+    """A run folder, and the recipe and data that it was started with."""
 
     folder: Path
     recipe: Recipe
@@ -114,26 +111,26 @@ class Run:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     fingerprint: Fingerprint
-    """What tells the run's data from any other, part by part."""
+    """Identifies the run's data, part by part."""
 
     @property
     def recipe_name(self) -> str:
-        """The name of the recipe that the run's own started from."""
+        """The name of the recipe that the run started from."""
         return name_of(self.recipe)
 
     @property
     def best(self) -> Path:
-        """The folder of the best network's weights."""
+        """The folder of the best network."""
         return self.folder / "best"
 
     @property
     def log(self) -> Path:
-        """One JSON object a line: see `capsnet.logs`."""
+        """The log: one JSON object a line, see `capsnet.logs`."""
         return self.folder / "log.jsonl"
 
     @property
     def seconds(self) -> float:
-        """Time spent on the run up to the last line of its log; 0 without one."""
+        """Training time up to the last line of the log; 0 without one."""
         return max((record["seconds"] for record in self.records()), default=0)
 
     @property
@@ -149,24 +146,24 @@ class Run:
             raise InputError(f"{error}; remove it, and the run goes on without") from error
 
     def weights_checksum(self) -> str | None:
-        """What tells the best network's weights from all others: the SHA-256 of their file, or None without one."""
+        """Return the SHA-256 of the best network's weights file, or None without one."""
         path = self.best / "model.safetensors"
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
     def resume_command(self, data_dir: Path | None = None) -> str:
-        """The command that goes on with the run's training."""
+        """Return the command that resumes the training."""
         words = ["capsnet", "train", self.data, "--run", str(self.folder), "--resume"]
         return shlex.join(words + (["--data-dir", str(data_dir)] if data_dir else []))
 
     def load_network(self) -> CapsNet | ConvBaseline:
         """Load the best network, on the CPU and in evaluation mode.
 
-        Raises InputError where the run has none yet, or weights that are not this network's.
+        Raises InputError where the run has none yet, or where its weights are those of another network.
         """
         if not (self.best / "model.safetensors").exists():
             raise InputError(f"{self.folder} has no trained network yet: train it with `{self.resume_command()}`")
-        kind = CapsNet if self.recipe.network == "capsnet" else ConvBaseline
-        network = kind.from_pretrained(self.best)
+        network_class = CapsNet if self.recipe.network == "capsnet" else ConvBaseline
+        network = network_class.from_pretrained(self.best)
         if (network.image_shape, network.classes) != (self.image_shape, len(self.classes)):
             raise InputError(
                 f"{self.best} is a network for {network.classes} classes and images {network.image_shape}, but "
@@ -175,14 +172,14 @@ class Run:
         return network
 
     def load_data(self, name: str | None = None, data_dir: str | Path | None = None) -> Data:
-        """Load the run's data set as it was split for training, or another one whose classes the network knows.
+        """Load the run's data set, split as in training, or another data set whose classes the network has.
 
-        The classes of other data are matched by name. Raises InputError where the data cannot be had, are no longer
-        those of the training, or have a class or a shape of images that the network does not know.
+        The classes of another data set are matched by name. Raises InputError where the data cannot be loaded, where
+        the run's data have changed since training, and for a class or an image shape that the network does not have.
         """
         recipe = self.recipe
         if name is None or _located(name) == self.data:
-            if self.data not in NAMED and not Path(self.data).exists():
+            if self.data not in NAMES and not Path(self.data).exists():
                 raise InputError(
                     f"{self.data}, which {self.folder} was trained on, is gone: if it has moved, "
                     f"`capsnet train NEW_PLACE --run {self.folder} --resume` keeps where it is now"
@@ -200,8 +197,8 @@ class Run:
         """Raise InputError where parts of these data are not those that the run was started with."""
         changed = []
         for part in parts:
-            images: ImageSet = getattr(data, part)
-            kept, found = getattr(self.fingerprint, part), images.fingerprint()
+            kept: PartFingerprint = getattr(self.fingerprint, part)
+            found = data.parts[part].fingerprint()
             if found.n != kept.n:
                 changed.append(f"{part} had {kept.n:,} images and has {found.n:,}")
             elif found != kept:
@@ -215,10 +212,10 @@ class Run:
             )
 
     def extended(self, data: Data, recipe: Recipe) -> "Run":
-        """The run with a recipe that may train for longer, and with the place where its data are now, to go on with.
+        """Return the run to resume, with a recipe that may be longer, and with the present place of its data.
 
-        Nothing is written: `train` does that once it has the lock. Raises InputError where the data or anything else
-        in the recipe is another, and for a longer one-cycle, whose rate is planned over all steps.
+        Nothing is written: `train` writes it once it has the lock. Raises InputError where the data differ or the
+        recipe differs in more than its length, and for a longer one-cycle schedule, which is planned over all steps.
         """
         self.check_data(data)
         run = replace(self, recipe=recipe, data=_located(data.name))
@@ -236,13 +233,13 @@ class Run:
         return run
 
     def is_like(self, other: "Run") -> bool:
-        """Whether the two train the same network on the same data, for however long and whatever the recipe's class."""
+        """Whether both train the same network on the same data, whatever the number of steps and the recipe's class."""
         names = [f.name for f in fields(Recipe) if f.name not in ("epochs", "steps")]
         settings = [[getattr(run.recipe, name) for name in names] for run in (self, other)]
         return settings[0] == settings[1] and self.fingerprint == other.fingerprint
 
-    def about(self) -> dict[str, Any]:
-        """What recipe.json holds."""
+    def description(self) -> dict[str, Any]:
+        """Return the content of recipe.json."""
         return {
             "recipe": self.recipe_name,
             "data": self.data,
@@ -253,7 +250,7 @@ class Run:
         }
 
     def write_results(self, network: CapsNet | ConvBaseline, data: Data, result: Evaluation) -> Path:
-        """Write results.json: the evaluation on the test images, and everything that it stands on."""
+        """Write results.json: the evaluation on the test images, and how the network was trained."""
         parts = [asdict(part) for part in self.training_parts]
         measured = {"accuracy": result.accuracy, "per_class": result.per_class} | asdict(result)
         about = {
@@ -265,48 +262,43 @@ class Run:
             "environment": parts[-1] if parts else {},
             "training_parts": parts,
         }
-        return self.write_json("results.json", {"test": measured} | about | self.about())
+        return write_json(self.folder / "results.json", {"test": measured} | about | self.description())
 
     def records(self, kind: Literal["train", "validation"] | None = None) -> list[dict[str, Any]]:
-        """The lines of log.jsonl, or those of one kind, in order.
+        """Return the records of log.jsonl, or those of one kind, in order.
 
-        A last line that was cut short is left out, and so are damaged ones, whose number a warning says.
+        An incomplete last line is left out. Damaged lines are left out too, and a warning has their number. In old logs
+        the learning rate is called "rate".
         """
         lines = self.log.read_bytes().split(b"\n")[:-1] if self.log.is_file() else []
         records, damaged = [], 0
         for line in lines:
             try:
-                records.append(parse_json(line, Record, str(self.log)).model_dump())
+                record = parse_json(line, Record, str(self.log)).model_dump()
+                records.append({"lr" if name == "rate" else name: value for name, value in record.items()})
             except InputError:
                 damaged += 1
         if damaged:
             log.warning("%s: %d damaged lines are left out", self.log, damaged)
         return [record for record in records if kind in (None, record["kind"])]
 
-    def write_json(self, name: str, content: dict[str, Any]) -> Path:
-        """Write one of the folder's JSON files atomically."""
-        path = self.folder / name
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n")
-        return path
-
     def _relabelled(self, data: Data) -> Data:
-        """Other data with the network's classes, matched by name; InputError for a class that it does not know."""
+        """Return other data with the network's labels, matched by class name; InputError for an unknown class."""
         if unknown := [name for name in data.classes if name not in self.classes]:
             raise InputError(
                 f"{data.name} has classes that {self.folder} does not know: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}; it knows {', '.join(self.classes)}"
             )
-        place = torch.tensor([self.classes.index(name) for name in data.classes])
-        parts = (ImageSet(part.images, place[part.labels]) for part in (data.train, data.validation, data.test))
+        label = torch.tensor([self.classes.index(name) for name in data.classes])
+        parts = (ImageSet(part.images, label[part.labels]) for part in data.parts.values())
         return Data(data.name, self.classes, *parts)
 
 
 def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
-    Raises InputError where the recipe's network cannot be built for these data, where another process trains there,
-    and where the folder cannot be made or exists, unless it is a run and `overwrite` says that it may go.
+    Raises InputError where the recipe's network cannot be built for these data, where another process trains in the
+    folder, and where the folder cannot be made or exists. With `overwrite`, an existing run is replaced.
     """
     folder = Path(folder)
     recipe.check_effects()
@@ -324,40 +316,40 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
         for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.json"):  # which makes it a run, last
             if path.name != "run.lock":
                 remove(path)
-        run.write_json("recipe.json", run.about())
+        write_json(folder / "recipe.json", run.description())
     return run
 
 
 def load_run(folder: str | Path) -> Run:
     """Open a run folder.
 
-    Raises InputError where there is no recipe.json or it cannot be used.
+    Raises InputError where recipe.json is missing or cannot be used.
     """
     folder = Path(folder)
     path = folder / "recipe.json"
     if not path.exists():
         raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)")
-    about = read_json(path, RunFile)
+    kept = read_json(path, RunFile)
     try:
-        recipe = recorded_recipe(about.recipe, about.fields)
+        recipe = recorded_recipe(kept.recipe, kept.fields)
     except InputError as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    return Run(folder, recipe, about.data, about.classes, about.image_shape, about.fingerprint)
+    return Run(folder, recipe, kept.data, kept.classes, kept.image_shape, kept.fingerprint)
 
 
 def save_network(run: Run, network: CapsNet | ConvBaseline) -> None:
-    """Replace the run's best network; its weights are one file, so it is the old network or the new one at any time."""
+    """Replace the run's best network; its weights are one file, so that at any time there is the old or the new one."""
     with atomic_files(run.best, last="model.safetensors") as folder:
         network.save_pretrained(folder)
 
 
 def _located(data: str) -> str:
-    """The name of a data set as it is, or the absolute path of the user's own."""
-    return data if data in NAMED else str(Path(data).expanduser().resolve())
+    """The name of a data set unchanged, or the absolute path of the user's own data."""
+    return data if data in NAMES else str(Path(data).expanduser().resolve())
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    """Raise InputError for a folder that holds something, unless it is a run that may go."""
+    """Raise InputError for a folder that holds something, unless it is a run and may be overwritten."""
     try:
         held = [path.name for path in folder.iterdir()] if folder.is_dir() else [""] * folder.exists()
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The training loop: a recipe and a data set become a run folder with a trained network."""
+"""The training loop: trains the network of a run by its recipe, with checkpoints to resume from."""
 
 import logging
 import math
@@ -18,18 +18,17 @@ from torch.nn.utils import get_total_norm
 from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network, learning_rate
 from capsnet.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from capsnet.data import Data, ImageSet, batches
-from capsnet.data.batches import share
+from capsnet.data import Data, ImageSet, batches, share
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation, evaluate
-from capsnet.files import locked, remove_leftovers
+from capsnet.files import locked, remove_leftovers, write_json
 from capsnet.hardware import default_device, environment, fast_bf16, seeded
 from capsnet.interrupt import Interrupted, deferred_interrupt
 from capsnet.launch import check_batch, local_process_count
 from capsnet.logs import Log
 from capsnet.models import CapsNet
 from capsnet.processes import Precision, everywhere, first, join, process_seed
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
 
@@ -45,46 +44,49 @@ def train(
     *,
     resume: bool = False,
     save_minutes: float = SAVE_MINUTES,
+    log_steps: int = LOG_STEPS,
     images_on_device: bool = True,
     cuda_graph: bool = True,
 ) -> CapsNet | ConvBaseline:
-    """Train the network of a run by its recipe, from the start or from its last checkpoint, and return the best one.
+    """Train the network of a run, from the start or from its last checkpoint, and return the best network.
 
-    A checkpoint is written after each epoch, every `save_minutes`, and at a first Ctrl-C, SIGTERM or SIGHUP, whose
-    Interrupted (a KeyboardInterrupt) comes once the step under way is done. A resumed run sees the same batches as one
-    that was never stopped; without a checkpoint it begins at the first step. Without validation images the network
-    after the last epoch is the best. `images_on_device` copies all training images to the device, if they fit there;
-    otherwise each batch is copied. `cuda_graph` records a step on a GPU once and replays it, if it can be recorded. The
-    process's random state is left as it was.
+    A checkpoint is written after each epoch, every `save_minutes`, and at the first Ctrl-C, SIGTERM or SIGHUP; then
+    Interrupted (a KeyboardInterrupt) is raised after the current step. A resumed run sees the same batches as one that
+    was never stopped; without a checkpoint, it starts at the first step. Without validation images, the network after
+    the last epoch is the best. The log gets a record every `log_steps` steps. `images_on_device` copies all training
+    images to the device, if they fit there; otherwise each batch is copied. `cuda_graph` records a step on a GPU and
+    replays it, if recording succeeds. The process's random state is restored at the end.
 
-    Processes that torchrun has started train one network: all have to call this with the same arguments. Each learns
-    from its share of every batch; the first alone reads and writes the folder. An InputError is raised in all of them.
+    Processes that torchrun has started train one network: all of them must call this with the same arguments. Each
+    learns from its share of every batch; only the first reads and writes the folder. An InputError is raised in all.
 
-    Raises InputError for data other than the run's; for a folder that another process trains in or has replaced; for a
-    loss that is not finite, with the last good checkpoint left in place; for checkpoints that are damaged or of another
-    network; for more processes than GPUs or than images in a batch; and where the folder cannot be written to.
+    Raises InputError for data other than the run's; for a folder in which another process trains, or which it has
+    replaced; for a loss that is not finite (the last good checkpoint stays); for checkpoints that are damaged or of
+    another network; for more processes than GPUs or than images in a batch; and for a folder that cannot be written.
     """
     if not save_minutes > 0:
         raise InputError(f"checkpoints are more than 0 minutes apart, not {save_minutes:g}")
+    if log_steps < 1:
+        raise InputError(f"records of the log are at least 1 step apart, not {log_steps}")
     fabric = join(_precision(run.recipe, default_device()))
     check_batch(run.recipe.batch_size, fabric.world_size)
     everywhere(fabric, lambda: run.check_data(data, ("train", "validation")))
     if images_on_device:
         data = replace(data, train=_on_device(data.train, fabric.device))
-    own_seed = process_seed(run.recipe.seed, fabric.global_rank)  # of dropout
+    own_seed = process_seed(run.recipe.seed, fabric.global_rank)  # for dropout
     with ExitStack() as stack, seeded(own_seed, fabric.device):
         changed = first(fabric, lambda: _enter(run, stack))
-        training = _Training(run, data, fabric, save_minutes, cuda_graph)
+        training = _Training(run, data, fabric, save_minutes, log_steps, cuda_graph)
         if resume:
             training.restore()
         if changed:
-            first(fabric, lambda: run.write_json("recipe.json", run.about()))
+            first(fabric, lambda: write_json(run.folder / "recipe.json", run.description()))
         training.run_to_the_end()
         return first(fabric, run.load_network).to(fabric.device)
 
 
 def _enter(run: Run, stack: ExitStack) -> bool:
-    """Lock the run's folder and tidy it → whether its recipe is to be longer, or its data have moved."""
+    """Lock the run's folder and remove leftovers → whether recipe.json has to be written again."""
     stack.enter_context(locked(run.folder))
     kept = load_run(run.folder)
     if not kept.is_like(run):
@@ -95,42 +97,44 @@ def _enter(run: Run, stack: ExitStack) -> bool:
 
 
 class _Training:
-    """A run under way: the network, its optimiser and how far they have come.
+    """The state of a training: the network, its optimizer, and the progress so far.
 
-    Every process has one, and all take the same steps; `first` is what the first process alone does.
+    Every process has one, and all take the same steps.
     """
 
     log: Log
-    """Of the first process."""
+    """Exists in the first process only."""
 
-    def __init__(self, run: Run, data: Data, fabric: Fabric, save_minutes: float, cuda_graph: bool) -> None:
+    def __init__(
+        self, run: Run, data: Data, fabric: Fabric, save_minutes: float, log_steps: int, cuda_graph: bool
+    ) -> None:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
-        self.save_seconds = 60 * save_minutes
-        self.agree_steps = 1 if fabric.device.type == "cpu" else LOG_STEPS  # when a GPU is waited for anyway
+        self.save_seconds, self.log_steps = 60 * save_minutes, log_steps
+        self.agree_steps = 1 if fabric.device.type == "cpu" else LOG_STEPS  # when the log waits for a GPU anyway
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
         compiled = _compiles(recipe, fabric)
-        self.compiling = compiled and len(data.train) >= recipe.batch_size  # until the first step has done it
+        self.compiling = compiled and len(data.train) >= recipe.batch_size  # until the first step is done
         self.learn = Step(self.network, recipe, fabric, compiled=compiled, graph=cuda_graph)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch_size)
         self.steps = recipe.total_steps(self.epoch_steps)
         self.step, self.lr, self.least_errors, self.begun = 0, recipe.lr, math.inf, time.monotonic()
-        self.measured: list[Tensor] = []  # since the last line of the log, a step's after the other
+        self.measured: list[Tensor] = []  # of each step since the last log record
         self.measured_since = self.saved_at = self.begun
 
     def run_to_the_end(self) -> None:
-        """Train until the last step, and leave a network to load."""
+        """Train until the last step, and save the best network."""
         with ExitStack() as stack:
             first(self.fabric, lambda: self.open_log(stack))
             interrupted = stack.enter_context(deferred_interrupt(patient=self.fabric.world_size > 1))
             while self.step < self.steps:
                 self.epoch(interrupted)
-        if self.least_errors == math.inf:  # the run had ended, but its network was lost
+        if self.least_errors == math.inf:  # the run had ended, but its best network was lost
             first(self.fabric, lambda: save_network(self.run, self.kept))
 
     def open_log(self, stack: ExitStack) -> None:
-        """Write down what the training stands on from here, and open the log until the stack is left."""
+        """Record hardware and versions in environment.json, and open the log until the stack is closed."""
         if self.step < self.steps:
             processes = self.fabric.world_size
             part = TrainingPart(
@@ -142,22 +146,22 @@ class _Training:
                 **environment(self.fabric.device),
             )
             parts = [asdict(part) for part in (*self.run.training_parts, part)]
-            self.run.write_json("environment.json", {"parts": parts})
+            write_json(self.run.folder / "environment.json", {"parts": parts})
         self.log = stack.enter_context(Log(self.run, self.step, self.steps))
 
     @property
     def kept(self) -> CapsNet | ConvBaseline:
-        """The network that is evaluated and kept."""
+        """The network that is evaluated and saved: the average of the weights, if the recipe has one."""
         average = self.learn.average
-        return self.network if average is None else average.module  # type: ignore[return-value]  # a network's copy
+        return self.network if average is None else cast(CapsNet | ConvBaseline, average.module)
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, resumed or not."""
+        """Training time of this run, including the time before it was resumed."""
         return time.monotonic() - self.begun
 
     def epoch(self, interrupted: Callable[[], Interrupted | None]) -> None:
-        """Train to the end of the epoch that the run stands in or to a signal, evaluate at the end, and save."""
+        """Train until the end of the current epoch or until a signal, evaluate at the end, and save."""
         epoch, done = divmod(self.step, self.epoch_steps)
         last = min(self.steps, (epoch + 1) * self.epoch_steps)
         for images, labels in islice(self.shuffled(epoch), done, last - epoch * self.epoch_steps):
@@ -168,19 +172,19 @@ class _Training:
             if interruption:
                 break
             save = save and self.step < last
-            if save or self.step % LOG_STEPS == 0:
+            if save or self.step % self.log_steps == 0:
                 self.measure(epoch + 1)
             if save:
                 self.save()
         self.measure(epoch + 1)
-        if self.step == last:  # though interrupted: a resumed run begins with the next epoch
+        if self.step == last:  # even if interrupted, since a resumed run starts with the next epoch
             self.validate(epoch + 1)
         self.save()
         if interruption := self.agree(interrupted())[0]:
             raise interruption
 
     def shuffled(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The process's shares of an epoch's batches, whose order and shifts are those of a single process."""
+        """Return this process's shares of an epoch's batches, with the order and shifts that one process would draw."""
         order = torch.Generator().manual_seed(self.recipe.seed * 2**20 + epoch)
         return batches(
             self.data.train,
@@ -192,7 +196,7 @@ class _Training:
         )
 
     def agree(self, interruption: Interrupted | None) -> tuple[Interrupted | None, bool]:
-        """Whether all processes are to stop, as any has had a signal, and to save, by the clock of the first."""
+        """Return the signal that any process got, which stops all, and whether the first process is due to save."""
         save = time.monotonic() > self.saved_at + self.save_seconds
         if self.fabric.world_size == 1:
             return interruption, save
@@ -202,23 +206,22 @@ class _Training:
         return Interrupted(number) if number else None, bool(save)
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
-        """Learn from one batch; at the first one it says that it compiles, and how long that took."""
+        """Learn from one batch; at the first one, log that the network is compiled, and how long that took."""
         self.lr = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
         begun = time.monotonic()
         compiling = self.compiling and self.fabric.is_global_zero
         if compiling:
-            self.log.say("compiling the network, which later runs will find compiled")
-        batch = min(
-            self.recipe.batch_size, len(self.data.train) - self.step % self.epoch_steps * self.recipe.batch_size
-        )
-        self.measured.append(self.learn(images, labels, self.lr, batch))
+            self.log.say("compiling the network; later runs reuse the result")
+        done = self.step % self.epoch_steps * self.recipe.batch_size  # images of this epoch
+        batch_size = min(self.recipe.batch_size, len(self.data.train) - done)
+        self.measured.append(self.learn(images, labels, self.lr, batch_size))
         if compiling:
             self.log.say(f"compiled: the first step took {time.monotonic() - begun:.0f} s")
         self.compiling = False
         self.step += 1
 
     def measure(self, epoch: int) -> None:
-        """Read what the steps since the last reading measured: the only point where an epoch waits for the device."""
+        """Log the mean measurements since the last record. Only here does an epoch wait for the device."""
         if not self.measured:
             return
         weights = list(self.network.parameters())
@@ -237,7 +240,7 @@ class _Training:
         self.measured, self.measured_since = [], time.monotonic()
 
     def check(self, latest: Tensor, weight_norm: float) -> None:
-        """Raise InputError where one of the latest losses is not finite, or the weights that they led to are not."""
+        """Raise InputError if one of the latest losses, or the norm of the present weights, is not finite."""
         finite = latest.isfinite()
         if not finite.all():
             step = self.step - len(latest) + int(finite.int().argmin()) + 1
@@ -249,15 +252,15 @@ class _Training:
         raise InputError(f"{what}: the last good checkpoint stays in {self.run.folder}; try a lower --lr")
 
     def validate(self, epoch: int) -> None:
-        """Evaluate the kept network on the validation images, and keep it on disk if none before was better."""
+        """Evaluate the network on the validation images, and save it if no earlier one had fewer errors."""
         errors = 0
         if len(self.data.validation):
             results = [result for result in everywhere(self.fabric, self.evaluate_share) if result is not None]
             n, errors = sum(result.n for result in results), sum(result.errors for result in results)
             measured = {"n": n, "errors": errors, "accuracy": 1 - errors / n}
-            drawn = [result.reconstruction * (result.n / n) for result in results if result.reconstruction is not None]
-            if drawn:
-                measured["reconstruction"] = sum(drawn)
+            parts = [result.reconstruction * (result.n / n) for result in results if result.reconstruction is not None]
+            if parts:
+                measured["reconstruction"] = sum(parts)
             first(self.fabric, lambda: self.log.validation(self.step, epoch, self.seconds, measured))
         if errors <= self.least_errors:
             self.least_errors = errors
@@ -265,9 +268,9 @@ class _Training:
         self.measured_since = time.monotonic()
 
     def evaluate_share(self) -> Evaluation | None:
-        """Evaluate the kept network on this process's share of the validation images, if it has one.
+        """Evaluate the network on this process's share of the validation images; None if the share is empty.
 
-        In one process, with the others waiting, this would take longer than an epoch where they are many.
+        If the first of many processes did this alone, it could take longer than an epoch.
         """
         images = self.data.validation
         ours = share(len(images), self.fabric.global_rank, self.fabric.world_size)
@@ -276,12 +279,12 @@ class _Training:
             return evaluate(self.kept, images) if len(images) else None
 
     def save(self) -> None:
-        """Write a checkpoint; the lines of the log up to it are on the disk before."""
+        """Write a checkpoint."""
         first(self.fabric, self.write_checkpoint)
         self.saved_at = time.monotonic()
 
     def write_checkpoint(self) -> None:
-        """Write what any number of processes can go on from."""
+        """Write a checkpoint, from which any number of processes can resume."""
         self.log.sync()
         counters = {"step": self.step, "least_errors": self.least_errors, "seconds": self.seconds}
         random = {"random": torch.get_rng_state()}
@@ -290,9 +293,9 @@ class _Training:
         save_checkpoint(self.run, cast(Checkpoint, self.learn.state_dict() | counters | random))
 
     def restore(self) -> None:
-        """Go back to the state that the last intact checkpoint holds, if there is one.
+        """Load the last intact checkpoint, if there is one.
 
-        Raises InputError where it is of another network or of a longer run.
+        Raises InputError for a checkpoint of another network or of a longer run.
         """
         state = first(self.fabric, lambda: load_checkpoint(self.run))
         if state is None:
@@ -303,7 +306,7 @@ class _Training:
             raise InputError(
                 f"{path} stands at step {state['step']}, beyond the {self.steps} steps asked for: ask for more"
             )
-        kept = first(self.fabric, self.has_kept_network)  # before the random state: a network that is built draws
+        kept = first(self.fabric, self.has_kept_network)  # changes the random state
         try:
             self.learn.load_state_dict(dict(state))
             self.restore_random(state)
@@ -316,10 +319,10 @@ class _Training:
             self.least_errors = math.inf
 
     def restore_random(self, state: Checkpoint) -> None:
-        """Go back to the first process's random state; the others begin at one that the step alone decides."""
+        """Restore the random state of the first process; seed the others by rank and step."""
         rank, device = self.fabric.global_rank, self.fabric.device
         if rank:
-            torch.manual_seed(process_seed(self.recipe.seed, rank, state["step"]))  # of all devices
+            torch.manual_seed(process_seed(self.recipe.seed, rank, state["step"]))  # on all devices
             return
         torch.set_rng_state(state["random"])
         if device.type == "cuda" and "random_cuda" in state:
@@ -335,7 +338,7 @@ class _Training:
 
 
 def _on_device(images: ImageSet, device: torch.device) -> ImageSet:
-    """The images on the device, or where they are if there is no room for them."""
+    """Copy images to the device; return them as they are if they do not fit there."""
     try:
         return images.to(device)
     except torch.OutOfMemoryError:
@@ -350,9 +353,9 @@ def _precision(recipe: Recipe, device: torch.device) -> Precision:
 
 
 def _compiles(recipe: Recipe, fabric: Fabric) -> bool:
-    """Whether to use torch.compile: by default on a GPU, if there is a compiler for its code.
+    """Whether to use torch.compile: by default on a GPU, if there is a C++ compiler.
 
-    On a CPU it costs 10 to 20 seconds at the start and makes a step no faster.
+    On a CPU it takes 10 to 20 seconds at the start and does not make a step faster.
     """
     if recipe.compile is not None:
         return recipe.compile

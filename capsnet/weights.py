@@ -17,10 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from capsnet.data.inputs import check_regular, check_unpacked, reading
-from capsnet.data.npz import read_headers, read_npz
+from capsnet.data.npz import read_arrays, read_headers
 from capsnet.errors import InputError
-from capsnet.files import atomic_write
+from capsnet.files import atomic_write, check_regular, check_unpacked, reading
 from capsnet.models import CapsNet
 
 
@@ -163,7 +162,7 @@ def _load_state(source: Path) -> Any:
 
 def _read_arrays(source: Path) -> list[np.ndarray]:
     way_out = "write it with np.savez(file, *model.get_weights())"
-    arrays = read_npz(source, read_headers(source, way_out=way_out), way_out)
+    arrays = read_arrays(source, read_headers(source, hint=way_out), way_out)
     with reading(source, "numbered arrays", way_out):
         return [arrays[f"arr_{k}"].astype(np.float32) for k in range(len(arrays))]
 

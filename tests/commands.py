@@ -1,4 +1,4 @@
-"""Command lines of capsnet, run in this process or to be run in one of their own."""
+"""Command lines of capsnet: run in this process, parsed only, or to be run in a process of their own."""
 
 import shlex
 import sys
@@ -6,15 +6,16 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import NamedTuple
 
+import click
 import pytest
 
-from capsnet.cli import main
+from capsnet import cli
 
 COMMAND = [sys.executable, "-c", "from capsnet.cli import main; main()"]
-SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --compile False --batch-size 32")
+SMALL = shlex.split("--conv-channels 8 --primary-types 2 --precision 32-true --no-compile --batch-size 32")
 
 
-class Said(NamedTuple):
+class Result(NamedTuple):
     status: int
     out: str
     err: str
@@ -25,11 +26,20 @@ def capsnet(*arguments):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         patch.setattr(sys, "argv", ["capsnet", *map(str, arguments)])
         try:
-            main()
+            cli.main()
             status = 0
         except SystemExit as stop:
             status = stop.code
-    return Said(status, out.getvalue(), err.getvalue())
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def parsed(line):
+    """The context of a command line, given as one string or as words, which is parsed and not run."""
+    contexts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(click.Command, "invoke", lambda command, context: contexts.append(context))
+        cli.execute(shlex.split(line) if isinstance(line, str) else list(line))
+    return contexts[-1]
 
 
 def files(folder):

@@ -133,45 +133,48 @@ FAULTS = {
     ),
     "10a test images are shifted": Fault(
         "evaluation.py",
-        "batches(images, batch)",
-        "batches(images, batch, shift=2, generator=torch.Generator())",
+        "batches(images, batch_size)",
+        "batches(images, batch_size, shift=2, generator=torch.Generator())",
         "test_honesty.py::test_images_are_evaluated_as_they_are_and_in_order",
     ),
     "10b the true label is the mask at test": Fault(
         "evaluation.py",
         'labels if masked_by == "label" else None',
         "labels",
-        "test_honesty.py::test_a_test_images_label_takes_no_part_in_its_drawing",
+        "test_honesty.py::test_a_test_images_label_has_no_influence_on_its_reconstruction",
     ),
     "10c the best epoch is picked on the test images": Fault(
         "training.py",
         "images = self.data.validation\n",
         "images = self.data.test\n",
-        "test_honesty.py::test_training_never_looks_at_a_test_image",
+        "test_honesty.py::test_training_never_evaluates_on_a_test_image",
     ),
     "10d the true label is the mask in a figure": Fault(
-        "figures/drawings.py",
-        "answers(network, images)",
-        'predict_batches(network, images, masked_by="label")',
-        "figures/test_drawings.py::test_the_drawing_is_masked_by_the_prediction_and_never_by_the_label",
+        "analysis/reconstructions.py",
+        "masked_by=mask,",
+        'masked_by="label",',
+        "analysis/test_reconstructions.py::test_the_reconstruction_is_masked_by_the_prediction_and_never_by_the_label",
     ),
-    "11a a tweak sets a dimension instead of adding to it": Fault(
-        "figures/dimensions.py",
-        "tweak[:, label, dimension] += offsets",
-        "tweak[:, label, dimension] = offsets",
-        "figures/test_dimensions.py::test_a_tweak_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
+    "11a a perturbation sets a dimension instead of adding to it": Fault(
+        "analysis/perturbations/measure.py",
+        "row[:, label, dimension] += offsets",
+        "row[:, label, dimension] = offsets",
+        "analysis/perturbations/test_measure.py::"
+        "test_a_perturbation_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
     ),
-    "11b a tweak adds to all capsules": Fault(
-        "figures/dimensions.py",
-        "tweak[:, label, dimension] += offsets",
-        "tweak[:, :, dimension] += offsets[:, None]",
-        "figures/test_dimensions.py::test_a_tweak_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
+    "11b a perturbation adds to all capsules": Fault(
+        "analysis/perturbations/measure.py",
+        "row[:, label, dimension] += offsets",
+        "row[:, :, dimension] += offsets[:, None]",
+        "analysis/perturbations/test_measure.py::"
+        "test_a_perturbation_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
     ),
-    "11c a tweak adds to all dimensions": Fault(
-        "figures/dimensions.py",
-        "tweak[:, label, dimension] += offsets",
-        "tweak[:, label] += offsets[:, None]",
-        "figures/test_dimensions.py::test_a_tweak_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
+    "11c a perturbation adds to all dimensions": Fault(
+        "analysis/perturbations/measure.py",
+        "row[:, label, dimension] += offsets",
+        "row[:, label] += offsets[:, None]",
+        "analysis/perturbations/test_measure.py::"
+        "test_a_perturbation_adds_to_one_dimension_of_one_capsule_and_changes_nothing_else",
     ),
     "12 images are normalised to mean 0, the reconstructions are not": Fault(
         "data/batches.py",

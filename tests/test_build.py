@@ -9,7 +9,7 @@ from torch import nn
 from capsnet.baselines import ConvBaseline
 from capsnet.build import build_network, learning_rate, losses
 from capsnet.models import CapsNetOutput
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 from tests.training import TINY, weights
 
 
@@ -63,7 +63,18 @@ def test_the_total_loss_is_the_margin_loss_plus_the_weighted_reconstruction_loss
     )
 
 
-def test_in_training_the_true_labels_capsule_is_drawn():
+def test_the_margins_and_their_weight_are_the_recipe_s():
+    lengths = torch.tensor([[0.5, 0.3]])
+
+    def network(images, classes):
+        return CapsNetOutput(lengths, torch.zeros(1, 2, 4), None)
+
+    recipe = Recipe(margin_present=0.8, margin_absent=0.2, margin_down_weight=2.0)
+    parts = losses(network, torch.zeros(1, 1, 2, 2), torch.tensor([0]), recipe)
+    assert float(parts["margin"]) == pytest.approx(0.3**2 + 2 * 0.1**2)
+
+
+def test_in_training_the_true_label_s_capsule_is_reconstructed():
     asked = []
 
     def network(images, classes):
@@ -75,7 +86,7 @@ def test_in_training_the_true_labels_capsule_is_drawn():
     assert asked[0] is labels
 
 
-def test_a_network_that_does_not_draw_is_trained_by_the_margin_loss_alone():
+def test_a_network_without_a_decoder_is_trained_by_the_margin_loss_alone():
     network = build_network(replace(TINY, decoder="none"), (1, 8, 8), 10)
     parts = losses(network, torch.rand(3, 1, 8, 8), torch.tensor([1, 2, 3]), TINY)
     assert parts.keys() == {"margin", "loss", "accuracy"}

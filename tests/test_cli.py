@@ -1,4 +1,4 @@
-"""The command line, from training to figures; what a user can put right is one line and exit status 2."""
+"""The command line, from training to figures; a user's mistake is one line on stderr and exit status 2."""
 
 import json
 import os
@@ -9,31 +9,34 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from PIL import Image
 
+from capsnet.analysis import subject
+from capsnet.analysis.subject import Context, compare_option, ood_option
 from capsnet.build import build_network
-from capsnet.cli import parse
+from capsnet.cli import COMMANDS, analysis, commands, execute, explanation
+from capsnet.cli.run import print_evaluation
+from capsnet.cli.train import requested
 from capsnet.data import sources
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
-from capsnet.printing import print_evaluation
-from capsnet.recipe import Recipe
-from capsnet.recipes import RECIPES
+from capsnet.hardware import default_device
+from capsnet.recipes import OLD_NAMES, RECIPES, flag, name_of
 from capsnet.runs import load_run
-from capsnet.verbs import VERBS, find_verb
-from tests.commands import COMMAND, SMALL, capsnet, files
+from tests.commands import COMMAND, SMALL, capsnet, files, parsed
 from tests.training import few_digits
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a run that has ended, one that was begun, a folder of something else, and two pictures."""
+    """A folder with a run that has ended, one that was begun, a folder of something else, and two image files."""
     place = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -59,10 +62,10 @@ def here(place, monkeypatch):
     return place
 
 
-def test_training_tells_how_well_it_went_and_leaves_results_and_a_report(here):
+def test_training_prints_the_run_folder_and_the_accuracy_and_leaves_results_and_a_report(here):
     out = (here / "ended.txt").read_text()
     results = json.loads((here / "ended" / "results.json").read_text())
-    assert out.startswith("ended: recipe digits, 1,294 training images of (1, 8, 8)\n")
+    assert out.startswith("run folder: ended\nrecipe digits, 1,294 training images of (1, 8, 8)\n")
     assert f"test accuracy {results['test']['accuracy']:.2%}: {results['test']['errors']} errors of n = 360" in out
     assert out.endswith("report: ended/report.html\n")
     assert (here / "ended" / "report.html").stat().st_size > 10_000
@@ -82,96 +85,130 @@ def test_evaluating_finds_what_training_reported(here):
     assert found == results["test"]
 
 
-def test_evaluating_says_whose_capsule_was_drawn(here):
+def test_evaluating_says_whose_capsule_was_reconstructed(here):
     for masked_by in ("prediction", "label"):
         asked = ("evaluate", "ended", "--masked-by", masked_by)
-        assert f"drawing of the {masked_by}'s capsule" in capsnet(*asked).out
+        assert f"from the {masked_by}'s capsule" in capsnet(*asked).out
         assert json.loads(capsnet(*asked, "--json").out)["masked_by"] == masked_by
 
 
-def test_predicting_gives_a_row_an_image_and_says_how_it_was_read(here):
+def test_predicting_gives_a_row_per_image_and_says_how_they_were_read(here):
     said = capsnet("predict", "ended", "0.png", "1.png")
     assert said.status == 0
     assert "0.png" in said.out
     assert "1.png" in said.out
-    assert said.out.endswith("read as they are (--invert swaps light and dark)\n")
-    assert capsnet("predict", "ended", "0.png", "--invert").out.endswith("read with light and dark swapped\n")
+    assert said.out.endswith("images were read as they are (--invert swaps light and dark)\n")
+    assert capsnet("predict", "ended", "0.png", "--invert").out.endswith("light and dark were swapped\n")
 
 
-def test_predicting_as_json_gives_an_object_an_image(here):
+def test_predicting_as_json_gives_an_object_per_image(here):
     first, second = json.loads(capsnet("predict", "ended", "0.png", "1.png", "--json").out)
-    assert first.keys() == {"image", "answer", "lengths", "drawing_error", "threshold", "suspicious"}
-    assert first["suspicious"] == (first["drawing_error"] > first["threshold"])
+    assert first.keys() == {"image", "predicted", "lengths", "reconstruction_error", "threshold", "suspicious"}
+    assert first["suspicious"] == (first["reconstruction_error"] > first["threshold"])
     assert (first["image"], second["image"]) == ("0.png", "1.png")
     assert first["lengths"].keys() == set("0123456789")
-    assert first["answer"] == max(first["lengths"], key=first["lengths"].get)
+    assert first["predicted"] == max(first["lengths"], key=first["lengths"].get)
 
 
-def test_figures_are_drawn_anew(here):
+def test_the_report_is_made_again(here):
     report = here / "ended" / "report.html"
     report.unlink()
-    assert capsnet("figures", "ended") == (0, "report: ended/report.html\n", "")
+    assert capsnet("report", "ended") == (0, "report: ended/report.html\n", "")
     assert report.is_file()
-
-
-def test_the_errors_alone_are_drawn_when_asked(here):
-    said = capsnet("drawings", "ended", "--errors-only", "--count", 4)
-    assert said == (0, "ended/figures/errors.png\n", "")
-    with Image.open(here / "ended" / "figures" / "errors.png") as picture:
-        assert picture.format == "PNG"
 
 
 @pytest.mark.parametrize(
     ("line", "pictures"),
     [
+        ("reconstructions ended --images 4 --columns 2", ["reconstructions.png"]),
+        ("errors ended --images 4", ["errors.png"]),
         ("masks ended --per-class 1", ["masks.png"]),
-        ("tweaks ended --class 3 --range 0.3 --step 0.075 --dimensions 0 5", ["tweaks-3.png", "tweaks-3.gif"]),
+        (
+            "perturbations ended --class 3 --range 0.3 --step 0.075 --dimension 0 --dimension 5",
+            ["perturbations-3.png", "perturbations-3.gif"],
+        ),
         ("couplings ended --image 2", ["couplings.png"]),
-        ("targeted ended", ["targeted.png"]),
-        ("detection ended --count 5 --other digits", ["detection.png"]),
-        ("affine ended --beside blind --count 9", ["affine.png"]),
-        ("attacks ended --images 3 --epsilons 0.1 0.3", ["attacks.png"]),
+        ("targeted ended", ["targeted.png", "targeted-images.png"]),
+        ("detection ended --images 5 --ood digits", ["detection.png"]),
+        ("affine ended --compare blind --images 9", ["affine.png", "affine-reconstructions.png"]),
+        ("attacks ended --images 3 --epsilon 0.1 --epsilon 0.3", ["attacks.png", "attacks-masking.png"]),
+        ("lengths blind", ["lengths.png"]),
+        ("confusion blind", ["confusion.png"]),
+        ("curves blind", ["curves.png"]),
     ],
 )
-def test_a_verb_draws_its_picture_and_keeps_its_numbers_beside_it(here, line, pictures):
-    paths = [here / "ended" / "figures" / picture for picture in pictures]
+def test_an_analysis_makes_its_figures_and_writes_their_numbers_as_json(here, line, pictures):
+    folder = here / line.split()[1] / "figures"
+    paths = [folder / picture for picture in pictures]
     for path in (*paths, paths[0].with_suffix(".json")):
         path.unlink(missing_ok=True)
-    assert capsnet(*shlex.split(line)) == (0, "".join(f"ended/figures/{picture}\n" for picture in pictures), "")
+    printed = "".join(f"{path.relative_to(here)}\n" for path in paths)
+    assert capsnet(*shlex.split(line)) == (0, printed, "")
     for path in paths:
         with Image.open(path) as picture:
             assert picture.format == path.suffix[1:].upper()
     assert json.loads(paths[0].with_suffix(".json").read_text())
 
 
+def test_an_analysis_command_has_the_options_of_its_subject_and_prints_what_it_yields(here, monkeypatch):
+    seen = []
+
+    @subject.subject(files="counts.png", caption="Counts.")
+    @click.option("--images", default=7, help="Number of images.")
+    @compare_option
+    @ood_option
+    def counts(context: Context, images: int = 7):
+        """Count the images."""
+        seen.append((context, images))
+        yield from (context.folder / f"counts-{k}.png" for k in range(2))
+
+    monkeypatch.setattr(analysis, "find_subject", lambda name: counts)
+    line = ("affine", "ended", "--compare", here / "blind", "--ood", "digits", "--images", 3)
+    assert capsnet(*line) == (0, "ended/figures/counts-0.png\nended/figures/counts-1.png\n", "")
+    [(context, images)] = seen
+    assert (context.run.folder, images, context.ood.name) == (Path("ended"), 3, "digits")
+    assert list(context.networks) == ["ended", "blind"]
+    usage = capsnet("affine", "--help").out
+    assert "Count the images." in usage
+    assert re.search(r"--images INTEGER +Number of images\.  \[default: 7\]", usage)
+
+
 def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here):
-    asked = parse(shlex.split("train digits --run ended --resume --epochs 7"))
-    assert asked.settings == replace(load_run("ended").recipe, epochs=7)
-    assert asked.settings.conv_channels == 8
+    recipe = requested(parsed("train digits --run ended --resume --epochs 7")).recipe
+    assert recipe == replace(load_run("ended").recipe, epochs=7)
+    assert recipe.conv_channels == 8
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", "name a verb: one of train, evaluate, predict, figures, drawings, masks, tweaks, couplings, "),
-        (5000 * "9", "no verb '999999999999...9999999999999': choose one of train"),
+        ("", "Missing command. Try `capsnet --help`."),
+        (5000 * "9", "No such command '99999"),
         (f"train digits --recipe {5000 * '9'}", "no recipe '999999999999...9999999999999': choose one of paper"),
-        ("fly", "no verb 'fly': choose one of train, evaluate, predict, "),
-        ("--wings", "no verb '--wings'"),
+        ("trian", "No such command 'trian'. Did you mean 'train'?"),
+        ("--wings", "No such option '--wings'"),
         ("evaluate ended --recipe paper", "--recipe"),
-        ("train", "DATA"),
-        ("train digits --wings 2", "--wings"),
+        ("train", "Missing argument 'DATA'"),
+        ("train digits --wings 2", "No such option '--wings'"),
+        ("train digits --epoch 2", "No such option '--epoch'. Did you mean '--epochs'?"),
+        ("train digits --compile False", "unexpected extra argument (False)"),
         ("train digits --recipe papre", "no recipe 'papre': choose one of paper"),
-        ("train digits --recipe", "--recipe"),
-        ("train digits --run", "--run"),
-        ("train digits --epochs many", "--epochs"),
+        ("train digits --recipe", "Option '--recipe' requires an argument"),
+        ("train digits --run", "Option '--run' requires an argument"),
+        ("train digits --run --resume", "'--run': '--resume' is an option: give a value before it"),
+        ("train digits --epochs many", "'--epochs': 'many' is not a valid integer"),
         ("train digits --epochs 0", "--epochs must be greater than or equal to 1, not 0"),
         ("train digits --lr nan", "--lr must be a finite number, not nan"),
         ("train digits --reconstruction-weight nan", "--reconstruction-weight must be a finite number, not nan"),
         ("train digits --seed 99999999999", "--seed must be less than 4294967296, not 99999999999"),
-        ("train digits --network mlp", "--network"),
+        ("train digits --network mlp", "'--network': 'mlp' is not one of 'capsnet', 'cnn', 'small-cnn'"),
         ("train digits --epochs 20 --steps 5", "--epochs 20 and --steps 5: set one of them"),
-        ("train digits --epochs 1e3", "--epochs: {None}|INT, not '1e3'"),
+        ("train digits --epochs 1e3", "'--epochs': '1e3' is not a valid integer"),
+        ("train digits --log-every 0", "'--log-every': 0 is not in the range x>=1"),
+        ("train digits --save-every 0", "'--save-every': 0.0 is not in the range x>0"),
+        ("train digits --device tpu", "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        ("train digits --margin-present 2", "--margin-present must be less than or equal to 1, not 2.0"),
+        ("train mnist --network cnn --margin-absent 0.2", "--margin-absent has no effect under --network cnn"),
         ("train digits --lr 100", "--lr must be less than or equal to 1, not 100.0"),
         (
             "train digits --primary-stride 99999999999999999999",
@@ -186,27 +223,29 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ),
         (
             "train digits --resume --run ended --recipe digits",
-            "--resume goes on by the run's own recipe: leave",
+            "--resume continues with the run's own recipe: leave",
         ),
         ("train digits --data-dir data", "--data-dir has no effect for digits: only mnist and fashion_mnist"),
         ("train thesis --data-dir data", "--data-dir has no effect for thesis"),
         ("evaluate ended --data-dir data", "--data-dir has no effect for digits"),
         ("evaluate blind --masked-by label", "--masked-by label has no effect: the network of blind has no decoder"),
-        ("drawings ended --data-dir data", "--data-dir has no effect for digits"),
-        ("train ''", "an argument is empty"),
-        ("train digits --run ''", "an argument is empty"),
-        ("train digits --run=", "an argument is empty: give --run= a value"),
+        ("reconstructions ended --data-dir data", "--data-dir has no effect for digits"),
+        ("train ''", "'DATA': '' cannot be used as a path: it is empty"),
+        ("train digits --run ''", "'--run': '' cannot be used as a path: it is empty"),
+        ("train digits --run=", "'--run': '' cannot be used as a path: it is empty"),
+        ("train digits --recipe=", "no recipe '': choose one of paper"),
+        ("train digits --epochs=", "'--epochs': '' is not a valid integer"),
+        ("evaluate ended --data ''", "'--data': '' cannot be used as a path: it is empty"),
         ("train ~nosuchuser", "'~nosuchuser' cannot be used as a path"),
         ("train digits --run ~nosuchuser/run", "'~nosuchuser/run' cannot be used as a path"),
         (f"train digits --run {300 * 'x'}", "cannot be used as a path: File name too long"),
         (f"train {300 * 'x'}", "cannot be used as a path: File name too long"),
         (f"train {252 * 'x'} --resume", "is no run folder"),
         ("train digits --run nul\0nul", "'nul\\x00nul' cannot be used as a path: embedded null byte"),
-        (f"figures {300 * 'x'}", "cannot be used as a path"),
-        (f"affine ended --beside {300 * 'x'}", "cannot be used as a path"),
+        (f"report {300 * 'x'}", "cannot be used as a path"),
+        (f"affine ended --compare {300 * 'x'}", "cannot be used as a path"),
         (f"predict ended {300 * 'x'}.png", "cannot be used as a path"),
-        (f"figures ended --other {300 * 'x'}", "cannot be used as a path"),
-        (f"bench --folder {300 * 'x'}", "cannot be used as a path"),
+        (f"report ended --ood {300 * 'x'}", "cannot be used as a path"),
         (f"import-weights 0.png {300 * 'x'}", "cannot be used as a path"),
         ("train digits --validation 5000", "choose --validation from 0 to 1436"),
         ("train minst", "no data set 'minst'"),
@@ -219,39 +258,39 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("train digits --resume --run nowhere", "nowhere is no run folder"),
         ("train digits --resume", "runs/digits-digits is no run folder"),
         ("train --epochs 3 digits --resume", "runs/digits-digits is no run folder"),
-        ("train digits --resume --run ended --lr 0.5", "ended was trained otherwise (rate)"),
-        ("evaluate", "RUN"),
+        ("train digits --resume --run ended --lr 0.5", "ended was trained otherwise (lr)"),
+        ("evaluate", "Missing argument 'RUN'"),
         ("evaluate nowhere", "nowhere is no run folder"),
         ("evaluate begun", "begun has no trained network yet"),
         ("evaluate ended --data minst", "no data set 'minst'"),
         ("evaluate ended --masked-by nobody", "--masked-by"),
-        ("predict ended", "name at least one image"),
+        ("predict ended", "Missing argument 'IMAGE...'"),
         ("predict ended missing.png", "missing.png cannot be read as an image"),
         ("predict ended thesis/chapter.txt", "thesis/chapter.txt cannot be read as an image"),
         ("predict nowhere 0.png", "nowhere is no run folder"),
-        ("figures nowhere", "nowhere is no run folder"),
-        ("figures ended --only mask", "no picture 'mask': choose from drawings, errors, masks"),
-        ("figures blind --only masks", "masks cannot be drawn: the network has no decoder"),
-        ("drawings blind", "this network has no decoder, so it cannot reconstruct: train one with --decoder dense"),
-        ("masks blind", "this network has no decoder"),
-        ("tweaks blind", "this network has no decoder"),
-        ("detection blind", "this network does not draw"),
-        ("drawings ended --count 0", "at least one image"),
+        ("report nowhere", "nowhere is no run folder"),
+        ("report ended --only mask", "'--only': 'mask' is not one of 'reconstructions', 'errors', 'masks', "),
+        ("report blind --only masks", "masks cannot be made: the network has no decoder"),
+        ("reconstructions blind", "cannot be made: the network has no decoder: train one with --decoder dense"),
+        ("masks blind", "the network has no decoder"),
+        ("perturbations blind", "the network has no decoder"),
+        ("detection blind", "the network has no decoder"),
+        ("reconstructions ended --images 0", "at least one image"),
         ("masks ended --per-class 0", "a mask matrix has 1 to 20 images of a class, not 0"),
-        ("tweaks ended --class eleven", "no class 'eleven' in digits: its classes are 0, 1"),
-        ("tweaks ended --dimensions 16", "there is no dimension 16: this network's capsules have 0 to 15"),
-        ("tweaks ended --step 0.1", "steps of 0.1 do not lead from 0 to 0.25"),
-        ("tweaks ended --image 360", "there is no image 360: the set has images 0 to 359"),
+        ("perturbations ended --class eleven", "no class 'eleven' in digits: its classes are 0, 1"),
+        ("perturbations ended --dimension 16", "there is no dimension 16: this network's capsules have 0 to 15"),
+        ("perturbations ended --step 0.1", "steps of 0.1 do not lead from 0 to 0.25"),
+        ("perturbations ended --image 360", "there is no image 360: the set has images 0 to 359"),
         ("couplings ended --image 360", "360"),
-        ("detection ended --other mnist", "mnist"),
-        ("affine ended --beside ended", "two runs are named ended"),
-        ("affine ended --beside nowhere", "nowhere is no run folder"),
-        ("affine ended --count 0", "0"),
-        ("attacks ended --epsilons 1.5", "1.5"),
+        ("detection ended --ood mnist", "mnist"),
+        ("affine ended --compare ended", "two runs are named ended"),
+        ("affine ended --compare nowhere", "nowhere is no run folder"),
+        ("affine ended --images 0", "0"),
+        ("attacks ended --epsilon 1.5", "1.5"),
         ("attacks ended --images 0", "an attack takes at least one image, not 0"),
         ("import-weights missing.pt new", "missing.pt"),
         ("import-weights 0.png new", "0.png"),
-        ("figures begun", "begun has no trained network yet"),
+        ("report begun", "begun has no trained network yet"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_with_exit_status_2(here, line, words, monkeypatch):
@@ -260,10 +299,41 @@ def test_a_mistake_is_answered_in_one_line_with_exit_status_2(here, line, words,
     monkeypatch.setenv("no_proxy", "*")
     before = files(here)
     status, out, err = capsnet(*shlex.split(line))
-    assert (status, out) == (2, "")
+    assert status == 2
+    assert re.fullmatch(r"(run folder: \S+\n)?" if line.startswith("train") else "", out)
     assert re.fullmatch("capsnet: [^\n]+\n", err)
     assert words in err
     assert files(here) == before
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_the_old_name_of_a_recipe_s_option_is_answered_with_the_new_one(old):
+    words = f"capsnet: {flag(old)} is now called {flag(OLD_NAMES[old])}\n"
+    assert capsnet("train", "digits", flag(old), 1) == (2, "", words)
+    assert capsnet("train", "digits", f"--{old}=1") == (2, "", words)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("figures ended", "`figures` is now called `report`"),
+        ("drawings ended", "`drawings` is now called `reconstructions`, and `errors` for misclassified images alone"),
+        ("drawings ended --errors-only", "`drawings` is now called `reconstructions`, and `errors` for "),
+        ("reconstructions ended --errors-only", "--errors-only is now a command: `capsnet errors RUN`"),
+        ("tweaks ended --class 3", "`tweaks` is now called `perturbations`"),
+        ("bench", "`bench` is no command any more: run the programs in benchmarks/"),
+        ("report ended --beside blind", "--beside is now called --compare"),
+        ("report ended --other mnist", "--other is now called --ood"),
+        ("affine ended --count 9", "--count is now called --images"),
+        ("train digits --no-leaky", "--no-leaky is now called --none-of-the-above"),
+        ("evaluate ended --rate 1", "No such option '--rate'."),
+    ],
+)
+def test_old_commands_and_options_are_answered_with_the_new_ones(line, words):
+    status, out, err = capsnet(*line.split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"capsnet: {words}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -280,9 +350,8 @@ def test_a_mistake_is_answered_in_one_line_with_exit_status_2(here, line, words,
     ],
 )
 def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
-    asked = parse(["train", *shlex.split(line)])
-    epochs = 3 if "--epochs" in line else RECIPES[recipe]().epochs
-    assert (asked.recipe, asked.settings) == (recipe, replace(RECIPES[recipe](), epochs=epochs))
+    ends = {"epochs": 3} if "--epochs" in line else {}
+    assert requested(parsed(f"train {line}")).recipe == RECIPES[recipe](**ends)
 
 
 @pytest.mark.parametrize(
@@ -300,18 +369,92 @@ def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     ],
 )
 def test_epochs_or_steps_of_the_command_line_take_the_place_of_the_recipe_s(here, line, ends):
-    settings = parse(["train", *shlex.split(line)]).settings
-    assert (settings.epochs, settings.steps) == ends
+    recipe = requested(parsed(f"train {line}")).recipe
+    assert (recipe.epochs, recipe.steps) == ends
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        ("", {}),
+        ("--lr 0.01 --prior", {"lr": 0.01, "prior": True}),
+        ("--no-shared --shared", {"shared": True}),
+        ("--compile", {"compile": True}),
+        ("--no-compile", {"compile": False}),
+        ("--lr-decay-steps epoch", {"lr_decay_steps": None}),
+        ("--lr-decay-steps 7", {"lr_decay_steps": 7}),
+        ("--schedule one_cycle", {"schedule": "one-cycle"}),
+        ("--margin-present 0.8 --margin-down-weight 1", {"margin_present": 0.8, "margin_down_weight": 1.0}),
+    ],
+)
+def test_an_option_changes_its_field_of_the_recipe_and_no_other(line, changed):
+    assert requested(parsed(f"train mnist --recipe paper {line}")).recipe == RECIPES["paper"](**changed)
 
 
 @pytest.mark.parametrize("line", ["--conv_channels 8 digits", "--no-prior digits", "--data_dir digits mnist"])
-def test_a_flag_in_any_spelling_is_not_taken_for_the_data(line):
-    assert parse(["train", *shlex.split(line)]).recipe == ("fast" if "mnist" in line else "digits")
+def test_an_option_may_be_spelled_with_underscores(line):
+    assert name_of(requested(parsed(f"train {line}")).recipe) == ("fast" if "mnist" in line else "digits")
 
 
-def test_a_tilde_in_a_path_is_the_home_folder():
-    asked = parse(["affine", "~/run", "--beside", "~/a", "~/b"])
-    assert (asked.run, asked.beside) == (Path.home() / "run", (Path.home() / "a", Path.home() / "b"))
+@pytest.mark.parametrize(
+    ("line", "folder"),
+    [
+        ("mnist", "mnist-fast"),
+        ("mnist --epochs 3", "mnist-fast"),
+        ("mnist --recipe paper --lr 0.001", "mnist-paper"),
+        ("mnist --seed 1", "mnist-fast-seed1"),
+        ("mnist --network small-cnn", "mnist-fast-small-cnn"),
+        ("mnist --lr 0.001 --network cnn", "mnist-fast-cnn-lr0.001"),
+        ("mnist --decoder none", "mnist-fast-decoder-none"),
+        ("mnist --recipe pytorch --no-prior --shared", "mnist-pytorch-shared-no-prior"),
+        ("mnist --recipe paper --lr-decay-steps epoch", "mnist-paper-lr-decay-steps-epoch"),
+        ("some/photos.npz --batch-size 64", "photos-fast-batch-size64"),
+        ("digits --seed 1 --resume --run other", None),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_its_data_its_recipe_and_what_differs_from_it(here, line, folder):
+    if folder:
+        assert requested(parsed(f"train {line}")).folder == Path("runs") / folder
+    else:
+        with pytest.raises(InputError, match="other is no run folder"):
+            requested(parsed(f"train {line}"))
+
+
+def test_a_name_that_would_be_long_ends_in_a_hash_of_what_differs():
+    line = "train mnist --conv-channels 8 --primary-types 2 --primary-dim 4 --capsule-dim 8"
+    folders = {requested(parsed(f"{line} --seed {seed}")).folder for seed in (1, 2, 1)}
+    assert len(folders) == 2
+    assert all(re.fullmatch("mnist-fast-[0-9a-f]{8}", folder.name) for folder in folders)
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):
+    context = parsed("report ~/run --compare ~/a --compare ~/b")
+    assert context.params["run"] == Path.home() / "run"
+    assert context.params["compare"] == (Path.home() / "a", Path.home() / "b")
+    assert requested(parsed("train digits --run ~/run --data-dir ~/data")).folder == Path.home() / "run"
+
+
+@pytest.mark.parametrize("line", ["train digits", "evaluate run", "predict run 0.png", "report run"])
+def test_a_command_runs_on_the_device_that_is_asked_for(monkeypatch, line):
+    seen = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("meta"))
+    monkeypatch.setattr(click.Command, "invoke", lambda command, context: seen.append(default_device()))
+    for device in ([], ["--device", "auto"], ["--device", "cpu"]):
+        execute([*shlex.split(line), *device])
+    assert [device.type for device in seen[1::2]] == ["meta", "meta", "cpu"]  # after the group's own
+    assert default_device().type == "meta"
+
+
+def test_a_gpu_that_is_not_there_is_refused(here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = "capsnet: --device cuda: PyTorch finds no GPU on this machine; leave --device out to run on the CPU\n"
+    assert capsnet("evaluate", "ended", "--device", "cuda") == (2, "", words)
+
+
+def test_the_log_has_a_record_as_often_as_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert capsnet("train", "digits", "--run", "run", "--steps", 7, "--log-every", 3, *SMALL).status == 0
+    assert [record["step"] for record in load_run("run").records("train")] == [3, 6, 7]
 
 
 ODD = (
@@ -337,35 +480,43 @@ ODD = (
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_command_line_ends_in_anything_but_a_verb_a_help_or_one_line(here, seed):
+def test_no_command_line_ends_in_anything_but_a_command_a_help_or_one_line(here, seed):
     draw = random.Random(seed)
     for _ in range(75):
-        name = draw.choice(["train"] * 6 + [*VERBS])
-        flags = [field.name for field in fields(find_verb(name))] + [field.name for field in fields(Recipe)]
+        name = draw.choice(["train"] * 6 + [*COMMANDS])
+        flags = [option for param in parsed_options(name) for option in (*param.opts, *param.secondary_opts)]
         line = [name, draw.choice(["digits", "ended", draw.choice(ODD)])]
         for _ in range(draw.randrange(4)):
-            line += [
-                draw.choice(["--{}", "--{}", "--no-{}"]).format(draw.choice(flags).replace("_", draw.choice("-_")))
-            ]
+            option = draw.choice(flags)
+            line += [draw.choice([option, option.replace("--", "--no-"), "--" + option[2:].replace("-", "_")])]
             line += [draw.choice(ODD)] * draw.choice([0, 1, 1, 1, 2])
         refusal = answer_to(line)
         assert "\n" not in refusal, line
         assert len(refusal) < 1000, line
 
 
+def parsed_options(name):
+    """The options of a command."""
+    context = click.Context(commands)
+    return [param for param in commands.get_command(context, name).params if isinstance(param, click.Option)]
+
+
 def answer_to(line):
     """What a command line is refused with, when its settings are read and its network is built without memory."""
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            verb = parse(line)
-        if line[0] == "train" and not verb.resume:
-            verb.settings.check_effects()
-            with torch.device("meta"):
-                build_network(verb.settings, (1, 28, 28), 10)
+            context = parsed(line)
+            if line[0] == "train" and not context.params["resume"]:
+                recipe = requested(context).recipe
+                recipe.check_effects()
+                with torch.device("meta"):
+                    build_network(recipe, (1, 28, 28), 10)
     except InputError as error:
         return str(error)
-    except SystemExit as stop:
-        return f"a status of {stop.code}\n" if stop.code else ""
+    except click.UsageError as error:
+        return explanation(error)
+    except click.exceptions.Exit as stop:
+        return f"a status of {stop.exit_code}\n" if stop.exit_code else ""
     return ""
 
 
@@ -388,11 +539,11 @@ for line in LINES:
 
 def test_no_command_touches_the_network_unasked(place, tmp_path):
     lines = [f"train digits --run run --steps 2 {shlex.join(SMALL)}", "evaluate run", f"predict run {place / '0.png'}"]
-    lines += ["figures run --only confusion", "drawings run"]
+    lines += ["report run --only confusion", "reconstructions run"]
     program = OFFLINE.replace("LINES", repr(lines))
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "figures" / "drawings.png").is_file()
+    assert (tmp_path / "run" / "figures" / "reconstructions.png").is_file()
 
 
 @pytest.mark.parametrize("name", [f"photos_single_{'long' * 50}.png", "[bold]x[red].png", "a\nb :smile:.png"])

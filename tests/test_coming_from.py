@@ -2,15 +2,16 @@
 
 import ast
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from capsnet.cli import parse
+from capsnet.cli.train import requested
 from capsnet.data import load_data
+from capsnet.files import write_json
 from capsnet.recipes import TensorFlowCode
 from capsnet.runs import Run
+from tests.commands import parsed
 from tests.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
@@ -27,19 +28,22 @@ def run(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     digits = load_data("digits").fingerprint()
     run = Run(folder, TensorFlowCode(), "mnist", tuple("0123456789"), (1, 28, 28), digits)
-    run.write_json("recipe.json", run.about())
+    write_json(run.folder / "recipe.json", run.description())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.usefixtures("run")
 def test_a_command_of_the_page_is_understood(command):
-    verb = parse(shlex.split(command)[1:])
-    assert type(verb).__name__.lower() == command.split()[1].replace("-", "")
+    context = parsed(command.removeprefix("capsnet "))
+    assert context.info_name == command.split()[1]
+    if context.info_name == "train":
+        requested(context)
 
 
-def test_the_page_moves_users_to_every_verb_and_recipe_that_they_need():
-    verbs = {command.split()[1] for command in COMMANDS}
-    assert verbs >= {"train", "evaluate", "drawings", "masks", "tweaks", "targeted", "affine", "import-weights"}
+def test_the_page_moves_users_to_every_command_and_recipe_that_they_need():
+    commands = {command.split()[1] for command in COMMANDS}
+    assert commands >= {"train", "evaluate", "curves", "reconstructions", "errors", "masks", "perturbations"}
+    assert commands >= {"targeted", "affine", "import-weights"}
     recipes = set(re.findall(r"--recipe (\S+)", " ".join(COMMANDS)))
     assert recipes == {"chainer", "tensorflow", "pytorch", "notebook", "paper"}
 

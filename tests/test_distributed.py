@@ -26,17 +26,16 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from capsnet import launch, training
 from capsnet.build import build_network
 from capsnet.checkpoints import checkpoint_paths, load_checkpoint
-from capsnet.cli import parse
+from capsnet.cli.train import requested
 from capsnet.data import batches
 from capsnet.data.batches import share
 from capsnet.errors import InputError
 from capsnet.hardware import cores, device_count
 from capsnet.processes import everywhere, first, join, process_seed, share_cores
-from capsnet.recipe import Recipe
-from capsnet.recipes import Fast
+from capsnet.recipes import Fast, Recipe
 from capsnet.runs import load_run, start_run
 from capsnet.steps import Step
-from tests.commands import SMALL, capsnet
+from tests.commands import SMALL, capsnet, parsed
 from tests.training import BASELINE, TINY, few_digits, last_weights
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +92,7 @@ def moves(recipe: Recipe, fabric: Fabric, sizes: tuple[int, ...]) -> list[tuple[
     for n in sizes:
         ours = share(n, fabric.global_rank, fabric.world_size)
         images, labels = few_digits().train.images[:n].double() / 255, few_digits().train.labels[:n]
-        measured = step(images[ours], labels[ours], lr=1e-3, batch=n)
+        measured = step(images[ours], labels[ours], lr=1e-3, batch_size=n)
         if fabric.world_size > 1:
             measured = fabric.all_reduce(measured, reduce_op="mean")
         gradients = torch.cat([weight.grad.flatten() for weight in network.parameters()])
@@ -274,7 +273,8 @@ def test_two_processes_with_a_compiled_network_have_the_same_losses(tmp_path):
     ]  # with a last batch of other size
     losses = []
     for compiled in (True, False):
-        status, _, err = run(CAPSNET, *line, "--compile", compiled, "--run", compiled, folder=tmp_path)
+        option = "--compile" if compiled else "--no-compile"
+        status, _, err = run(CAPSNET, *line, option, "--run", compiled, folder=tmp_path)
         assert status == 0, err
         losses.append([record["loss"] for record in load_run(tmp_path / str(compiled)).records("train")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
@@ -443,7 +443,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_processes_in_one_line(tmp_
         (["--nodes", 2], "--nodes 2 needs torchrun on every node, .* `torchrun --nnodes 2 --nproc-per-node 1 "),
         (["--devices", device_count() + 1], rf"--devices {device_count() + 1}, but this machine has {device_count()} "),
         (["--devices", 2, "--batch-size", 1], "--batch-size 1 has no image for some of 2 processes: at least 2"),
-        (["--devices", "two"], ".*two"),
+        (["--devices", "two"], "Invalid value for '--devices': 'two' is not a valid integer"),
     ],
 )
 def test_what_cannot_be_started_is_refused_in_one_line_before_anything_is(tmp_path, monkeypatch, flags, says):
@@ -525,7 +525,7 @@ def test_each_command_line_of_the_page_is_understood():
     lines = re.findall(r"(?:^|-m )(?:-- )?capsnet (train .*?)(?:  #|$)", page, re.MULTILINE)
     assert len(lines) == 5
     for line in lines:
-        assert parse(shlex.split(line)).data == "mnist"
+        assert requested(parsed(line)).data == "mnist"
 
 
 def test_the_page_s_bytes_are_those_of_the_paper_s_gradients():

@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "capsnet"
 FLOORS = {  # modules and folders of the package
-    0: ("errors", "checks", "ops"),
-    1: ("losses", "data", "files", "hardware", "interrupt", "launch", "processes"),
+    0: ("errors", "checks", "files", "ops"),
+    1: ("losses", "data", "hardware", "interrupt", "launch", "processes"),
     2: ("layers", "models", "baselines", "hub"),
     3: ("recipes", "build"),
-    4: ("training", "steps", "logs", "runs", "checkpoints", "evaluation", "weights"),
+    4: ("training", "steps", "logs", "runs", "checkpoints", "evaluation", "detector", "weights"),
     5: ("analysis",),
     6: (),  # experiments and explorer, neither of which imports the other
     7: ("cli", "__main__"),

@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU goes through its parts, says which failed and names what it needs."""
+"""The script for a machine with a GPU runs its parts, names those that failed, and names the packages it needs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-MACHINE = {"python_version": "3.12", "python_full_version": "3.12.3", "extra": ""}  # that the wheels are for
+MACHINE = {"python_version": "3.12", "python_full_version": "3.12.3", "extra": ""}  # for which the wheels are
 
 
 def run(folder, python=sys.executable, groups=()):
@@ -27,7 +27,7 @@ def run(folder, python=sys.executable, groups=()):
 
 
 def standing_in(folder, program):
-    """A Python whose tests, benchmarks and trainings are `program`, in the shell's words; all else is this one's."""
+    """Make a Python that runs a shell program instead of tests, benchmarks and trainings, and is this one otherwise."""
     python = folder / "python"
     ours = f'case "$*" in *benchmarks/*|*pytest*|*capsnet.cli*) {program} ;; esac'
     python.write_text(f'#!/bin/sh\n{ours}\nexec "{sys.executable}" "$@"\n')
@@ -36,7 +36,7 @@ def standing_in(folder, program):
 
 
 def needed_by(names):
-    """The names of packages and of all that they need in turn."""
+    """Return the names of packages and of all their dependencies."""
     found, todo = set(), [Requirement(name) for name in names]
     while todo:
         name = canonicalize_name(todo.pop().name)
@@ -68,7 +68,7 @@ def test_a_group_of_parts_runs_by_itself(group, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("parts-*.json")] == [f"parts-{group}.json"]
 
 
-def test_a_group_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+def test_an_unknown_group_is_refused_with_the_names_of_the_groups(tmp_path):
     done = run(tmp_path / "out", groups=["kernel"])
     assert (done.returncode, done.stderr) == (2, "kernel is none of kernels, speed, accuracy\n")
 
@@ -82,7 +82,7 @@ def test_no_group_may_take_nine_minutes():
         assert 0 < sum(limits) * (3 if name == "accuracy" else 1) <= 500, name  # accuracy: three seeds
 
 
-def test_a_training_that_was_stopped_goes_on_and_one_that_ended_is_not_repeated(tmp_path):
+def test_a_training_that_was_stopped_is_resumed_and_one_that_ended_is_not_repeated(tmp_path):
     folder = tmp_path / "out" / "runs" / "digits-digits-0"
     program = (
         f'echo "$@" >> {tmp_path}/calls; mkdir -p {folder}; '
@@ -104,9 +104,15 @@ def test_the_wheels_are_all_that_the_package_and_its_tests_need_beside_pytorch()
     assert needed - listed == set()
 
 
-def test_what_a_machine_lacks_is_named_before_anything_runs(tmp_path):
+def test_missing_packages_are_named_before_anything_runs(tmp_path):
     venv.create(tmp_path / "bare")
     done = run(tmp_path / "out", tmp_path / "bare" / "bin" / "python")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert re.fullmatch(r"this Python lacks torch, .*tyro, .*pytest: give a folder of wheels in WHEELS\n", done.stderr)
+    assert re.fullmatch(r"this Python lacks torch, .*click, .*pytest: give a folder of wheels in WHEELS\n", done.stderr)
+
+
+def test_its_tests_are_there():
+    named = set(re.findall(r"tests/[\w/]+\.py", SCRIPT.read_text()))
+    assert named >= {"tests/ops/test_triton.py", "tests/test_steps.py"}
+    assert all((ROOT / path).is_file() for path in named)

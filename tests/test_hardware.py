@@ -1,4 +1,4 @@
-"""What the machine is, whether it is fast at bf16, and that it keeps its memory."""
+"""The description of the machine, whether it is fast at bf16, and that freed memory is kept."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from capsnet.hardware import environment, fast_bf16
 CPU = torch.device("cpu")
 
 
-def test_a_measurement_stands_on_hardware_versions_commit_and_command(monkeypatch):
+def test_the_environment_has_hardware_versions_commit_and_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/capsnet", "train", "digits"])
     found = environment(CPU)
     assert found.keys() == {"device", "cores", "platform", "python", "torch", "capsnet", "commit", "command"}
@@ -59,7 +59,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
     ("flags", "fast"),
     [("fpu avx512_bf16", True), ("amx_bf16 avx2", True), ("fpu avx2 avx512f", False), ("", False)],
 )
-def test_a_processor_is_fast_at_bf16_if_it_has_instructions_for_it(monkeypatch, flags, fast):
+def test_a_cpu_is_fast_at_bf16_if_it_has_instructions_for_it(monkeypatch, flags, fast):
     monkeypatch.setattr(hardware, "_cpu", lambda: {"flags": flags})
     assert fast_bf16(CPU) is fast
 
@@ -74,7 +74,7 @@ def test_another_device_is_not_known_to_be_fast_at_bf16():
     assert not fast_bf16(torch.device("mps"))
 
 
-def test_a_machine_that_does_not_describe_its_processor_is_described_all_the_same(monkeypatch):
+def test_a_machine_without_cpuinfo_is_described_too(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError
 
@@ -100,7 +100,7 @@ print(*faults)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the settings of glibc's malloc")
-def test_memory_that_is_freed_and_taken_over_and_over_soon_causes_no_page_faults():
+def test_memory_that_is_freed_and_allocated_again_causes_no_page_faults():
     result = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, check=True)
     faults = [int(word) for word in result.stdout.split()]
     assert faults[0] > 20  # 64 MiB are 32 huge pages at least

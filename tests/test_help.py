@@ -1,100 +1,126 @@
-"""The help of the command line: it says what the verbs say of themselves, and it comes at once."""
+"""The help of the command line: it names every command and option, shows defaults as they are typed, and is quick."""
 
-import inspect
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from time import perf_counter
 
 import pytest
 
-from capsnet.cli import main
-from capsnet.errors import InputError
-from capsnet.recipes import RECIPES
-from capsnet.verbs import VERBS, find_verb
-from capsnet.verbs.overview import words_of
+from capsnet.analysis import SUBJECTS
+from capsnet.cli import COMMANDS
+from capsnet.recipes import RECIPES, Recipe, flag
+from tests.commands import capsnet
 
 CODE = """
 import atexit, sys
-atexit.register(lambda: print(*{"torch", "numpy", "tyro", "capsnet.recipes"} & set(sys.modules), file=sys.stderr))
+atexit.register(lambda: print(*{"torch", "numpy", "matplotlib", "rich"} & set(sys.modules), file=sys.stderr))
 from capsnet.cli import main
 main()
 """
 
 
-def shown(monkeypatch, capsys, *arguments):
-    """What a command line that asks for help prints on 60 columns."""
-    monkeypatch.setattr(sys, "argv", ["capsnet", *arguments])
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
-    said = capsys.readouterr()
-    assert said.err == ""
-    return said.out
 
 
-def words(text):
-    """The words of a text, without frames and breaks of lines."""
-    return re.sub(r"[│╭╮╰╯─\s]+", " ", text)
+def shown(*arguments):
+    """The words that a command line that asks for help prints."""
+    said = capsnet(*arguments)
+    assert (said.status, said.err) == (0, "")
+    return " ".join(said.out.split())
 
 
 def loaded(*arguments):
-    """Which of the slow packages a command line loads before it ends."""
+    """Exit status of a command line, and which of the slow packages it loads."""
     result = subprocess.run([sys.executable, "-c", CODE, *arguments], capture_output=True, text=True)
     return result.returncode, set(result.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_a_verb_is_described_without_being_imported_in_the_words_of_its_class(name):
-    assert words_of(name) == inspect.getdoc(find_verb(name))
-
-
 @pytest.mark.parametrize("ask", ["-h", "--help"])
-def test_the_help_names_every_verb_with_all_that_its_class_says(ask, monkeypatch, capsys):
-    said = words(shown(monkeypatch, capsys, ask))
-    assert all(f" {name} {words(inspect.getdoc(find_verb(name)))} " in said for name in VERBS)
+def test_the_help_names_every_command_and_says_what_it_does(ask):
+    said = shown(ask)
+    for name in COMMANDS:
+        assert re.search(rf" {name} +[A-Z]", said), name
+    assert all(f" {name} {line}" in said for name, line in SUBJECTS.items())
 
 
-def test_the_lines_of_the_help_are_as_wide_as_the_terminal(monkeypatch, capsys):
-    _, _, _, _, *boxes = shown(monkeypatch, capsys, "--help").splitlines()
-    assert {len(line) for line in boxes} == {60}
+def test_the_lines_of_the_help_are_no_wider_than_the_terminal():
+    assert max(map(len, capsnet("--help").out.splitlines())) <= 60
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_the_help_of_a_verb_names_its_flags_and_says_what_it_is_for(name, monkeypatch, capsys):
-    said = words(shown(monkeypatch, capsys, name, "--help"))
-    assert f"usage: capsnet {name} [-h]" in said
-    assert words(inspect.getdoc(find_verb(name))) in said
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_says_how_to_call_it_and_what_it_does(name):
+    assert re.match(rf"Usage: capsnet {name} \[OPTIONS\] [A-Z. ]+ [A-Z][a-z]+,? ", shown(name, "--help"))
 
 
-def test_every_recipe_is_named_in_the_help_of_training(monkeypatch, capsys):
-    said = words(shown(monkeypatch, capsys, "train", "--help"))
+def test_the_help_of_training_has_every_field_of_a_recipe_in_its_group():
+    said = capsnet("train", "--help").out
+    groups = {title: said.index(f"\n{title}:\n") for title in ("Run", "Network", "Losses", "Data", "Optimisation")}
+    assert list(groups.values()) == sorted(groups.values())
+    places = [re.search(rf"^  {flag(field.name)}\b", said, re.MULTILINE).start() for field in fields(Recipe)]
+    assert places == sorted(places)
+    for title, first in (("Network", "network"), ("Losses", "margin_present"), ("Data", "validation")):
+        assert groups[title] < places[[field.name for field in fields(Recipe)].index(first)]
+
+
+def test_every_recipe_is_named_in_the_help_of_training():
+    said = shown("train", "--help")
     assert all(name in said for name in RECIPES)
 
 
-def test_a_verb_that_there_is_not_is_refused_with_the_verbs_that_there_are():
-    with pytest.raises(InputError, match=r"no verb 'fly': choose one of train, evaluate, .*import-weights"):
-        find_verb("fly")
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "report", "import-weights"])
+def test_no_default_is_shown_that_a_user_would_not_type(name):
+    assert not re.search(r"\b(None|True|False|Sentinel|UNSET)\b", shown(name, "--help"))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "allowed"),
+    ("recipe", "defaults"),
     [
-        (["--help"], 0, set()),
-        ([], 2, set()),
-        (["fly"], 2, set()),
-        (["evaluate", "--help"], 0, {"tyro"}),
-        (["evaluate", "run", "--wings"], 2, {"tyro"}),
-        (["train", "--help"], 0, {"tyro", "capsnet.recipes"}),
-        (["train", "digits", "--wings"], 2, {"tyro", "capsnet.recipes"}),
+        ("fast", ["--lr FLOAT .*? [default: 0.002]", "--steps INTEGER .*? [default: 2000]", "[default: no-prior]"]),
+        ("chainer", ["--lr-decay-steps INTEGER .*? [default: epoch]", "--epochs INTEGER .*? [default: 500]"]),
+        ("pytorch", ["--iterations INTEGER .*? [default: 4]", "--prior / --no-prior .*? [default: prior]"]),
     ],
 )
-def test_a_help_or_a_mistake_loads_no_more_than_it_needs(arguments, status, allowed):
-    assert loaded(*arguments) == (status, allowed)
+def test_the_help_shows_the_defaults_of_the_recipe_that_is_named_before_it(recipe, defaults):
+    said = shown("train", "--recipe", recipe, "--help")
+    for words in defaults:
+        option, _, default = words.rpartition(" .*? ")
+        assert re.search(f"{re.escape(option)} [^[]*{re.escape(default)}".strip(), said), words
 
 
-def test_the_help_comes_within_0_3_seconds():
+def test_the_version_is_that_of_the_package():
+    assert re.fullmatch(r"capsnet \d+\.\d+\.\d+\n", capsnet("--version").out)
+
+
+def test_the_package_is_the_command():
+    """`capsnet` and `python -m capsnet` are the same."""
+    line = [sys.executable, "-m", "capsnet", "evaluate"]
+    result = subprocess.run(line, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == capsnet("evaluate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        ([], 2),
+        (["fly"], 2),
+        (["evaluate", "--help"], 0),
+        (["evaluate", "run", "--wings"], 2),
+        (["train", "--help"], 0),
+        (["train", "digits", "--wings"], 2),
+        (["train", "digits", "--rate", "1"], 2),
+    ],
+)
+def test_a_help_or_a_mistake_loads_nothing_slow(arguments, status):
+    assert loaded(*arguments) == (status, set())
+
+
+def test_the_help_comes_within_a_second():
     command = [sys.executable, "-c", "from capsnet.cli import main; main()", "--help"]
 
     def seconds():
@@ -102,4 +128,4 @@ def test_the_help_comes_within_0_3_seconds():
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         return perf_counter() - start
 
-    assert min(seconds() for _ in range(5)) < 0.3  # the least of several: the machine may be busy
+    assert min(seconds() for _ in range(5)) < 1  # the least of several: the machine may be busy

@@ -1,4 +1,4 @@
-"""What is reported is what a network does by itself, with images as they are that it was not chosen on."""
+"""Reported numbers are of unchanged images that were not used to train or choose the network, without their labels."""
 
 from importlib import import_module
 
@@ -29,32 +29,33 @@ def test_a_class_is_predicted_for_each_image_on_its_own():
 
 
 def test_images_are_evaluated_as_they_are_and_in_order(network, images):
-    seen, labels, _ = zip(*predict_batches(network, images, batch=5), strict=True)
+    seen, labels, _ = zip(*predict_batches(network, images, batch_size=5), strict=True)
     assert torch.equal(torch.cat(labels), images.labels)
     assert torch.equal(torch.cat(seen), images.images / 255)
 
 
-def test_a_test_images_label_takes_no_part_in_its_drawing(network, images):
+def test_a_test_images_label_has_no_influence_on_its_reconstruction(network, images):
     others = ImageSet(images.images, (images.labels + 1) % 3)
-    drawings = [
-        torch.cat([given.reconstructions for *_, given in predict_batches(network, part)]) for part in (images, others)
+    reconstructions = [
+        torch.cat([predicted.reconstructions for *_, predicted in predict_batches(network, part)])
+        for part in (images, others)
     ]
-    assert torch.equal(*drawings)
+    assert torch.equal(*reconstructions)
 
 
-def test_the_labels_capsule_is_drawn_where_that_is_asked_for(network, images):
-    _, labels, given = next(predict_batches(network, images, masked_by="label"))
-    *_, drawing = network(images.images / 255, labels)
-    torch.testing.assert_close(given.reconstructions, drawing)
+def test_masked_by_label_reconstructs_from_the_capsule_of_the_label(network, images):
+    _, labels, predicted = next(predict_batches(network, images, masked_by="label"))
+    *_, reconstruction = network(images.images / 255, labels)
+    torch.testing.assert_close(predicted.reconstructions, reconstruction)
     assert evaluate(network, images, masked_by="label").masked_by == "label"
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch, precision):
-    judged = []
+def test_training_never_evaluates_on_a_test_image(images, tmp_path, monkeypatch, precision):
+    evaluated = []
 
     def watched(network, part, **options):
-        judged.append(part)
+        evaluated.append(part)
         return evaluate(network, part, **options)
 
     monkeypatch.setattr(import_module("capsnet.training"), "evaluate", watched)
@@ -65,5 +66,5 @@ def test_training_never_looks_at_a_test_image(images, tmp_path, monkeypatch, pre
         Digits(conv_channels=4, epochs=2, precision=precision),
     )
     train(start_run(tmp_path / "run", recipe, data), data)
-    assert len(judged) == 2
-    assert all(torch.equal(part.images, validation.images) for part in judged)
+    assert len(evaluated) == 2
+    assert all(torch.equal(part.images, validation.images) for part in evaluated)

@@ -12,7 +12,7 @@ from capsnet.build import losses
 from capsnet.errors import InputError
 from capsnet.losses import margin_loss
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
+from capsnet.recipes import Recipe
 
 SMALL = {"conv_channels": 8, "conv_kernel": 3, "primary_types": 2, "primary_kernel": 3, "capsule_dim": 6}
 NETWORKS = {

@@ -1,4 +1,4 @@
-"""What a run measures is written to log.jsonl, to TensorBoard and to the terminal, and stays true over a resumption."""
+"""Measurements are written to log.jsonl, TensorBoard and the terminal, and are consistent after a run is resumed."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def board(run):
     return {name: events.Scalars(name) for name in events.Tags()["scalars"]}
 
 
-def test_log_jsonl_holds_every_measurement_and_when_it_was_made(tmp_path, every_step):
+def test_log_jsonl_has_every_measurement_and_its_step_and_time(tmp_path, every_step):
     run = train(tmp_path / "run")
     training_records, validation_records = run.records("train"), run.records("validation")
     assert all(record.keys() == ABOUT | TRAINED for record in training_records)
@@ -44,7 +44,7 @@ def test_log_jsonl_holds_every_measurement_and_when_it_was_made(tmp_path, every_
     assert [(record["step"], record["epoch"]) for record in validation_records] == [(EPOCH, 1), (2 * EPOCH, 2)]
 
 
-def test_tensorboard_holds_what_log_jsonl_does(tmp_path, every_step):
+def test_tensorboard_has_the_values_of_log_jsonl(tmp_path, every_step):
     run = train(tmp_path / "run")
     shown = board(run)
     assert shown.keys() == {f"train/{name}" for name in TRAINED} | {f"validation/{name}" for name in VALIDATED}
@@ -54,7 +54,7 @@ def test_tensorboard_holds_what_log_jsonl_does(tmp_path, every_step):
         assert [(point.step, point.value) for point in points] == written
 
 
-def test_a_record_is_the_mean_over_the_steps_since_the_one_before(tmp_path, monkeypatch, every_step):
+def test_a_record_is_the_mean_over_the_steps_since_the_last_record(tmp_path, monkeypatch, every_step):
     single = train(tmp_path / "single").records("train")
     monkeypatch.setattr(training, "LOG_STEPS", 5)
     records = train(tmp_path / "fives").records("train")
@@ -64,7 +64,7 @@ def test_a_record_is_the_mean_over_the_steps_since_the_one_before(tmp_path, monk
             assert record[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps))
 
 
-def test_the_rate_is_that_of_the_schedule_and_the_total_is_the_sum_of_its_parts(tmp_path, every_step):
+def test_lr_follows_the_schedule_and_the_loss_is_the_sum_of_its_parts(tmp_path, every_step):
     recipe = replace(TINY, schedule="one-cycle")
     for done, record in enumerate(train(tmp_path / "run", recipe).records("train")):
         assert record["lr"] == learning_rate(recipe, done, 2 * EPOCH, EPOCH)
@@ -73,7 +73,7 @@ def test_the_rate_is_that_of_the_schedule_and_the_total_is_the_sum_of_its_parts(
         )
 
 
-def test_lines_from_beyond_the_checkpoint_are_dropped_and_come_once(tmp_path, every_step):
+def test_records_after_the_checkpoint_are_dropped_when_the_run_is_resumed(tmp_path, every_step):
     def die():
         raise SystemError
 
@@ -81,13 +81,13 @@ def test_lines_from_beyond_the_checkpoint_are_dropped_and_come_once(tmp_path, ev
         train(tmp_path / "run")
     killed = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert json.loads(killed[-1])["step"] == EPOCH + 3
-    time.sleep(1)  # TensorBoard reads its files in the order of the whole seconds in their names
+    time.sleep(1)  # TensorBoard orders its files by the seconds in their names
     run = resume(tmp_path / "run")
     assert [record["step"] for record in run.records("train")] == list(range(1, 2 * EPOCH + 1))
     assert [point.step for point in board(run)["train/loss"]] == list(range(1, 2 * EPOCH + 1))
 
 
-def test_a_line_that_was_cut_short_is_dropped(tmp_path):
+def test_an_incomplete_last_line_is_dropped(tmp_path):
     run = train(tmp_path / "run", replace(TINY, epochs=1))
     with run.log.open("a") as log:
         log.write('{"kind": "train", "st')
@@ -104,7 +104,7 @@ def test_without_a_terminal_the_progress_is_plain_lines(tmp_path, capfd):
     assert err == ""
 
 
-def test_plain_lines_are_no_more_than_one_in_ten_seconds(tmp_path, capfd, every_step):
+def test_there_is_at_most_one_plain_line_in_ten_seconds(tmp_path, capfd, every_step):
     train(tmp_path / "run")
     assert len(re.findall("^epoch . step", capfd.readouterr().out, re.M)) == 1
 

@@ -1,4 +1,4 @@
-"""Processes that are told to stop, lose their terminal or may not write: real ones, through the command line."""
+"""Real processes that get a signal, lose their terminal or cannot write, through the command line."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
+def test_a_process_that_gets_a_signal_saves_and_prints_the_command_that_resumes(tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
     Path("my data").mkdir()
     for file, count in zip(FILES, (320, 320, 20, 20), strict=True):
@@ -49,23 +49,23 @@ def test_a_process_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, mo
         process.send_signal(number)
         _, err = process.communicate()
     assert process.returncode == 128 + number, err
-    way_on = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
+    command = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
     step = json.loads(log.read_text().splitlines()[-1])["step"]
     assert step < 300
-    assert capsnet(*shlex.split(way_on)).status == 0
+    assert capsnet(*shlex.split(command)).status == 0
     results = json.loads(Path("my run", "results.json").read_text())
     assert results["validation"][-1]["step"] == 300
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_training_that_goes_well_says_nothing_on_stderr(tmp_path, precision):
+def test_a_training_without_errors_prints_nothing_on_stderr(tmp_path, precision):
     line = ["train", "digits", "--run", "run", "--steps", "2", *SMALL]
     line[line.index("--precision") + 1] = precision
     process = subprocess.run([*COMMAND, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_checkpoints_are_written_as_often_as_is_asked_for(tmp_path, monkeypatch):
+def test_checkpoints_are_written_as_often_as_save_every_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert capsnet("train", "digits", "--run", "run", "--steps", 3, "--save-every", 1e-9, *SMALL).status == 0
     names = [path.name for path in checkpoint_paths(load_run("run"))]
@@ -80,8 +80,8 @@ def terminal():
     os.close(screen)
 
 
-def test_a_training_outlives_its_terminal(tmp_path, terminal):
-    """The terminal is closed without a signal, as where a process was disowned."""
+def test_a_training_continues_after_its_terminal_is_closed(tmp_path, terminal):
+    """The terminal is closed without a signal, as for a process that was disowned."""
     screen, close = terminal
     line = shlex.split(f"train digits --run {tmp_path / 'run'} --epochs 1 --decoder none") + SMALL
     with subprocess.Popen([*COMMAND, *line], stdout=screen, stderr=screen) as process:
@@ -92,7 +92,7 @@ def test_a_training_outlives_its_terminal(tmp_path, terminal):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_hang_up_saves_though_the_terminal_is_gone(tmp_path, terminal):
+def test_a_hang_up_saves_though_the_terminal_is_closed(tmp_path, terminal):
     screen, close = terminal
     line = shlex.split(f"train digits --run {tmp_path / 'run'} --steps 300 --decoder none") + SMALL
     with subprocess.Popen([*COMMAND, *line], stdout=screen, stderr=screen) as process:
@@ -110,24 +110,24 @@ def wait_for(path, process):
 
 
 def in_own_mounts(program):
-    """Run a shell program that may mount what nobody else sees."""
+    """Run a shell program with mounts of its own."""
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 mounts = pytest.mark.skipif(
-    in_own_mounts("mount -t tmpfs none /mnt").returncode != 0, reason="this user may mount nothing, not even unseen"
+    in_own_mounts("mount -t tmpfs none /mnt").returncode != 0, reason="this user may not mount file systems of its own"
 )
 
 
 @mounts
-def test_on_a_full_disk_there_is_one_line_and_the_checkpoint_before_it_stays(tmp_path):
-    line = "train digits --run run --epochs 2 --precision 32-true --compile False"  # a checkpoint takes 10 MiB
-    look = "from capsnet.checkpoints import load_checkpoint; from capsnet.runs import load_run; "
-    look += "print('stands at', load_checkpoint(load_run('run'))['step'])"
+def test_on_a_full_disk_there_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+    line = "train digits --run run --epochs 2 --precision 32-true --no-compile"  # a checkpoint takes 10 MiB
+    code = "from capsnet.checkpoints import load_checkpoint; from capsnet.runs import load_run; "
+    code += "print('stands at', load_checkpoint(load_run('run'))['step'])"
     inside = f"cd {shlex.quote(str(tmp_path))} && mount -t tmpfs -o size=18m none . && cd {shlex.quote(str(tmp_path))}"
-    look = shlex.join([sys.executable, "-c", look])
-    process = in_own_mounts(f"{inside} && {shlex.join(COMMAND)} {line}; echo status $?; {look}")
+    code = shlex.join([sys.executable, "-c", code])
+    process = in_own_mounts(f"{inside} && {shlex.join(COMMAND)} {line}; echo status $?; {code}")
     assert re.fullmatch("capsnet: cannot write .*No space left on device[^\n]*\n", process.stderr), process
     assert process.stdout.endswith("status 2\nstands at 41\n")  # the first of two epochs
 
@@ -139,9 +139,9 @@ def test_on_a_full_disk_there_is_one_line_and_the_checkpoint_before_it_stays(tmp
         "train digits --run new",
         "train digits --run ended --resume",
         "train digits --run ended --overwrite",
-        "figures ended --only confusion",
+        "report ended --only confusion",
         "couplings ended",
-        "detection ended --count 2",
+        "detection ended --images 2",
     ],
 )
 def test_on_a_read_only_file_system_there_is_one_line(place, line):

@@ -11,7 +11,7 @@ import pytest
 import capsnet
 
 SLOW = {
-    *("lightning_fabric", "huggingface_hub", "matplotlib", "sklearn", "PIL", "pooch", "rich", "tensorboard", "tyro"),
+    *("lightning_fabric", "huggingface_hub", "matplotlib", "sklearn", "PIL", "pooch", "rich", "tensorboard", "click"),
     "torch._dynamo",
 }
 

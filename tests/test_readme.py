@@ -1,15 +1,15 @@
 """The README says what is so: its Python runs, its commands are understood, its tree and its table are true."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from capsnet.cli import parse
-from capsnet.verbs import VERBS, find_verb
+from capsnet.cli import COMMANDS as ALL
+from capsnet.cli.train import requested
+from tests.commands import parsed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,13 +33,15 @@ def test_the_readme_s_python_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_is_understood(command):
-    verb = parse(shlex.split(command)[1:])
-    assert type(verb) is find_verb(command.split()[1])
+    context = parsed(command.removeprefix("capsnet "))
+    assert context.info_name == command.split()[1]
+    if context.info_name == "train":
+        requested(context)
 
 
-def test_the_readme_shows_every_verb():
+def test_the_readme_shows_every_command():
     shown = {command.split()[1] for command in COMMANDS} | set(re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE))
-    assert shown | {"import-weights"} == set(VERBS)  # which has a page of its own: docs/coming-from.md
+    assert shown | {"import-weights"} == set(ALL)  # which has a page of its own: docs/coming-from.md
 
 
 def test_the_make_targets_of_the_readme_exist():

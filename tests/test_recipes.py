@@ -3,21 +3,21 @@
 import inspect
 import json
 import re
-import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
+from typing_extensions import Doc
 
 from capsnet import build
 from capsnet.build import build_network
-from capsnet.cli import parse
+from capsnet.cli.train import requested
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import RECIPES, Digits, Fast, find_recipe, name_of, recorded_recipe
+from capsnet.recipes import OLD_NAMES, RECIPES, Digits, Fast, Recipe, find_recipe, name_of, recorded_recipe
 from capsnet.runs import load_run, start_run
 from capsnet.training import train
+from tests.commands import parsed
 from tests.training import few_digits
 
 OPTIONS = {
@@ -44,9 +44,10 @@ def test_each_option_of_the_network_is_a_field_of_the_same_name_and_reaches_it(n
 
 
 def test_every_field_says_what_it_is():
-    source = inspect.getsource(Recipe)
-    for field in fields(Recipe):
-        assert re.search(rf'    {field.name}: .+\n    """[A-Z].+\."""', source), field.name
+    for name, hint in get_type_hints(Recipe, include_extras=True).items():
+        if name != "length":
+            (doc,) = [about for about in hint.__metadata__ if isinstance(about, Doc)]
+            assert doc.documentation.endswith("."), name
 
 
 # FACTS of the paper and of the codes that the recipes are named after; what is not listed is the paper's.
@@ -77,7 +78,7 @@ PROMISED = {
         "lr_decay_steps": 1000,
         "shift": 0,
     },
-    "pytorch": {"prior": True, "epochs": 250},
+    "pytorch": {"iterations": 4, "prior": True, "epochs": 250, "reconstruction_weight": 0.0005 * 10 / 784},
     "notebook": {"batch_size": 20, "epochs": 3, "lr_decay": 1.0, "shift": 0},
 }
 
@@ -94,6 +95,7 @@ def test_the_defaults_are_the_paper():
     assert (paper.conv_channels, paper.conv_kernel, paper.negative_slope) == (256, 9, 0)
     assert (paper.primary_types, paper.primary_dim, paper.primary_kernel, paper.primary_stride) == (32, 8, 9, 2)
     assert (paper.capsule_dim, paper.iterations, paper.gradient, paper.decoder) == (16, 3, "all", "dense")
+    assert (paper.margin_present, paper.margin_absent, paper.margin_down_weight) == (0.9, 0.1, 0.5)
     assert (paper.reconstruction_weight, paper.shift, paper.batch_size) == (0.0005, 2, 128)
     assert (paper.lr, paper.lr_decay, paper.lr_decay_steps, paper.lr_min) == (1e-3, 0.96, 2000, 1e-6)
 
@@ -105,15 +107,13 @@ def test_the_fast_recipe_trains_the_papers_network():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_docstring_gives_a_command_that_trains_by_it(name):
     command = re.search(r"^ *capsnet (train \w+ --recipe \w+)", RECIPES[name].__doc__, re.MULTILINE)[1]
-    asked = parse(shlex.split(command))
-    assert (asked.recipe, asked.settings) == (name, RECIPES[name]())
+    assert requested(parsed(command)).recipe == RECIPES[name]()
 
 
 @pytest.mark.parametrize(("name", "variant"), [("chainer", {"negative_slope": 0.05}), ("tensorflow", {"prior": True})])
 def test_a_variant_in_a_docstring_is_a_flag(name, variant):
     flag = re.search(r"\(with (--.+?):", RECIPES[name].__doc__)[1]
-    asked = parse(["train", "mnist", "--recipe", name, *flag.split()])
-    assert asked.settings == RECIPES[name](**variant)
+    assert requested(parsed(f"train mnist --recipe {name} {flag}")).recipe == RECIPES[name](**variant)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones():
 def test_the_bounds_of_a_field_hold_for_a_subclass_that_declares_it_anew():
     @dataclass(frozen=True)
     class Mine(Recipe):
-        rate: float = 0.01
+        lr: float = 0.01
 
     with pytest.raises(InputError, match="--lr must be less than or equal to 1, not 100"):
         Mine(lr=100)
@@ -194,8 +194,8 @@ IDLE = {
     "--iterations, --negative-slope, --decoder has no effect under --network cnn": Recipe(
         network="cnn", iterations=2, negative_slope=0.1, decoder="conv"
     ),
-    "--none-of-the-above, --reconstruction-weight has no effect under --network small-cnn": Fast(
-        network="small-cnn", none_of_the_above=True, reconstruction_weight=0.1
+    "--none-of-the-above, --margin-absent, --reconstruction-weight has no effect under --network small-cnn": Fast(
+        network="small-cnn", none_of_the_above=True, reconstruction_weight=0.1, margin_absent=0.2
     ),
 }
 
@@ -251,6 +251,14 @@ def test_a_recipe_of_the_user_s_is_recorded_by_its_class_and_comes_back_with_the
     assert {f.name: getattr(again.recipe, f.name) for f in fields(Recipe)} == {
         f.name: getattr(run.recipe, f.name) for f in fields(Recipe)
     }
+
+
+def test_a_recipe_that_was_recorded_with_the_old_names_of_its_fields_is_read():
+    names = {new: old for old, new in OLD_NAMES.items()}
+    recipe = replace(RECIPES["tensorflow"](), lr=2e-3, negative_slope=0.05, none_of_the_above=True, ema_decay=0.9)
+    recorded = {names.get(name, name): value for name, value in asdict(recipe).items() if "margin" not in name}
+    assert {"rate", "batch", "averaging", "slope", "reconstruction", "decay", "rate_floor", "leaky"} <= recorded.keys()
+    assert recorded_recipe("tensorflow", json.loads(json.dumps(recorded))) == recipe
 
 
 @pytest.mark.parametrize(

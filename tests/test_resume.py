@@ -1,4 +1,4 @@
-"""A run that was stopped, and how, cannot be told from one that never was."""
+"""A run that was stopped, in any way, and resumed has the results of a run that was never stopped."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ ENDED = 2 * EPOCH
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process between two steps."""
+    """Simulates a process that is killed between two steps."""
 
 
 def kill():
@@ -41,8 +41,8 @@ def kill():
 STATES = {
     "capsnet": TINY,
     "bf16": replace(TINY, precision="bf16-mixed"),
-    "small-cnn": BASELINE,  # draws its dropout
-    "averaged": replace(TINY, ema_decay=0.9),  # a second set of weights
+    "small-cnn": BASELINE,  # has dropout
+    "averaged": replace(TINY, ema_decay=0.9),  # has a second set of weights
 }
 
 
@@ -58,7 +58,7 @@ def never_stopped(settings, tmp_path_factory):
 
 
 def assert_same(run, other):
-    """The networks, the optimiser's memory and the measurements of two runs are bit for bit the same."""
+    """Assert that networks, optimizer states and measurements of two runs are bitwise equal."""
     assert torch.equal(weights(run), weights(other))
     state, expected = load_checkpoint(run), load_checkpoint(other)
     assert state.keys() == expected.keys()
@@ -69,7 +69,7 @@ def assert_same(run, other):
 
 
 @pytest.mark.parametrize("step", [3, EPOCH, ENDED])
-def test_a_run_interrupted_in_or_after_an_epoch_and_resumed_ends_as_one_never_stopped(
+def test_a_run_interrupted_in_or_after_an_epoch_and_resumed_has_the_results_of_one_never_stopped(
     tmp_path, settings, never_stopped, step
 ):
     with at_step(step, press_ctrl_c), pytest.raises(KeyboardInterrupt):
@@ -78,14 +78,14 @@ def test_a_run_interrupted_in_or_after_an_epoch_and_resumed_ends_as_one_never_st
     assert_same(resume(tmp_path / "run"), never_stopped)
 
 
-def test_a_run_killed_in_an_epoch_goes_on_from_the_end_of_the_one_before(tmp_path, settings, never_stopped):
+def test_a_run_killed_in_an_epoch_resumes_from_the_end_of_the_epoch_before(tmp_path, settings, never_stopped):
     with at_step(EPOCH + 4, kill), pytest.raises(Killed):
         train(tmp_path / "run", settings)
     assert load_checkpoint(load_run(tmp_path / "run"))["step"] == EPOCH
     assert_same(resume(tmp_path / "run"), never_stopped)
 
 
-def test_a_run_interrupted_in_its_validation_is_stopped_after_it(tmp_path, never_stopped, settings, monkeypatch):
+def test_a_run_interrupted_during_validation_stops_after_it(tmp_path, never_stopped, settings, monkeypatch):
     evaluate = training.evaluate
 
     def interrupted(*arguments):
@@ -100,13 +100,13 @@ def test_a_run_interrupted_in_its_validation_is_stopped_after_it(tmp_path, never
     assert_same(resume(tmp_path / "run"), never_stopped)
 
 
-def test_a_run_goes_on_for_more_epochs(tmp_path, settings, never_stopped):
+def test_a_run_can_be_resumed_for_more_epochs(tmp_path, settings, never_stopped):
     train(tmp_path / "run", replace(settings, epochs=1))
     assert_same(resume(tmp_path / "run", epochs=2), never_stopped)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["fields"]["epochs"] == 2
 
 
-def test_a_run_goes_on_for_more_steps(tmp_path):
+def test_a_run_can_be_resumed_for_more_steps(tmp_path):
     train(tmp_path / "run", replace(TINY, epochs=None, steps=3))
     longer = resume(tmp_path / "run", steps=EPOCH + 2)
     assert torch.equal(
@@ -114,13 +114,13 @@ def test_a_run_goes_on_for_more_steps(tmp_path):
     )
 
 
-def test_a_run_that_has_ended_has_nothing_left_to_train(tmp_path):
+def test_resuming_a_run_that_has_ended_changes_nothing(tmp_path):
     run = train(tmp_path / "run")
     before = weights(run)
     assert torch.equal(weights(resume(run.folder)), before)
 
 
-def test_the_time_of_training_goes_on_where_it_stood(tmp_path):
+def test_the_training_time_includes_the_time_before_the_run_was_resumed(tmp_path):
     with at_step(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
     stood = load_checkpoint(load_run(tmp_path / "run"))["seconds"]
@@ -148,13 +148,13 @@ def one_more(part):
         ({"train": lambda part: ImageSet(part.images ^ 1, part.labels)}, "train has other images or labels"),
     ],
 )
-def test_other_data_are_refused_and_the_counts_named(tmp_path, change, says):
+def test_other_data_are_refused_with_their_counts(tmp_path, change, says):
     data = few_digits()
     run = start_run(tmp_path / "run", TINY, data)
     changed = replace(data, **{part: act(getattr(data, part)) for part, act in change.items()})
     with pytest.raises(InputError, match=f"digits is not what .*run was trained on: {says}"):
         run.extended(changed, TINY)
-    if "test" not in change:  # which training does not look at
+    if "test" not in change:  # as training does not use test images
         with pytest.raises(InputError, match=says):
             training.train(run, changed)
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
         lambda adam: adam["state"][1].update(step=7),
     ],
 )
-def test_what_adam_cannot_have_remembered_is_refused_or_has_no_effect(tmp_path, spoil, never_stopped, settings):
+def test_an_impossible_state_of_adam_is_refused_or_has_no_effect(tmp_path, spoil, never_stopped, settings):
     with at_step(EPOCH + 4, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", settings)
     run = load_run(tmp_path / "run")
@@ -206,7 +206,7 @@ def test_what_adam_cannot_have_remembered_is_refused_or_has_no_effect(tmp_path, 
         assert_same(resume(run.folder), never_stopped)
 
 
-def test_a_run_that_another_start_has_replaced_is_not_trained_in_its_folder(tmp_path):
+def test_a_run_that_another_run_has_replaced_is_not_trained_in_its_folder(tmp_path):
     run = start_run(tmp_path / "run", TINY, few_digits())
     start_run(tmp_path / "run", replace(TINY, seed=1), few_digits(), overwrite=True)
     with pytest.raises(InputError, match="has become another run since"):
@@ -214,14 +214,14 @@ def test_a_run_that_another_start_has_replaced_is_not_trained_in_its_folder(tmp_
     assert not checkpoint_paths(run)
 
 
-def test_a_run_that_is_asked_to_be_shorter_than_it_is_stays_as_it_was(tmp_path):
+def test_a_run_that_is_to_be_shorter_than_it_is_stays_unchanged(tmp_path):
     run = train(tmp_path / "run")
     with pytest.raises(InputError, match="stands at step 14, beyond the 7 steps asked for: ask for more"):
         resume(run.folder, epochs=1)
     assert load_run(run.folder) == run
 
 
-def test_a_run_keeps_where_its_data_have_moved_to(tmp_path):
+def test_a_run_records_where_its_data_have_moved(tmp_path):
     data = few_digits()
     run = start_run(tmp_path / "run", TINY, replace(data, name=str(tmp_path / "old")))
     with pytest.raises(InputError, match=f"old, which .* is gone: .* `capsnet train NEW_PLACE --run {run.folder} --re"):
@@ -232,7 +232,7 @@ def test_a_run_keeps_where_its_data_have_moved_to(tmp_path):
 
 
 @pytest.mark.parametrize("inner", [".", "checkpoints", "figures"])
-def test_what_a_killed_process_had_begun_to_write_is_removed_and_a_user_s_file_is_not(tmp_path, inner):
+def test_leftovers_of_a_killed_process_are_removed_and_a_user_s_file_is_not(tmp_path, inner):
     folder = train(tmp_path / "run", replace(TINY, epochs=1)).folder / inner
     folder.mkdir(exist_ok=True)
     for name in ("begun.png.123-4.part", "mine.part"):
@@ -241,7 +241,7 @@ def test_what_a_killed_process_had_begun_to_write_is_removed_and_a_user_s_file_i
     assert [path.name for path in folder.glob("*.part")] == ["mine.part"]
 
 
-def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path, never_stopped, settings, caplog):
+def test_a_run_without_a_checkpoint_starts_at_its_first_step(tmp_path, never_stopped, settings, caplog):
     start_run(tmp_path / "run", settings, few_digits())
     assert_same(resume(tmp_path / "run"), never_stopped)
     assert "run has no checkpoint yet: it begins at the first step" in caplog.text
@@ -279,7 +279,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, settings, n
     assert [read_checkpoint(path)["step"] for path in checkpoint_paths(run)] == [2 * EPOCH, EPOCH]
 
 
-def test_where_all_checkpoints_are_damaged_that_is_one_line(tmp_path):
+def test_if_all_checkpoints_are_damaged_the_error_is_one_line(tmp_path):
     run = train(tmp_path / "run")
     for path in checkpoint_paths(run):
         flip_a_bit(path)
@@ -290,7 +290,7 @@ def test_where_all_checkpoints_are_damaged_that_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda run: shutil.rmtree(run.best), lambda run: (run.best / "config.json").unlink()]
 )
-def test_a_network_that_is_lost_is_kept_again(tmp_path, damage, caplog):
+def test_a_lost_network_is_saved_again(tmp_path, damage, caplog):
     run = train(tmp_path / "run")
     damage(run)
     assert torch.equal(weights(resume(run.folder)), last_weights(run))
@@ -307,7 +307,7 @@ def test_a_longer_one_cycle_is_refused(tmp_path):
     resume(run.folder)
 
 
-def test_each_part_of_a_training_keeps_what_it_stands_on(tmp_path):
+def test_each_part_of_a_training_has_its_first_step_and_its_planned_steps(tmp_path):
     with at_step(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
     resume(tmp_path / "run")
@@ -315,7 +315,7 @@ def test_each_part_of_a_training_keeps_what_it_stands_on(tmp_path):
     assert [(part.from_step, part.steps) for part in run.training_parts] == [(0, 14), (3, 14), (14, 21)]
 
 
-def test_a_resumption_changes_neither_the_recipe_nor_what_the_earlier_parts_stood_on(tmp_path):
+def test_resuming_changes_neither_the_recipe_nor_the_records_of_earlier_parts(tmp_path):
     with at_step(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
     recipe, parts = (tmp_path / "run" / "recipe.json").read_bytes(), load_run(tmp_path / "run").training_parts
@@ -324,14 +324,14 @@ def test_a_resumption_changes_neither_the_recipe_nor_what_the_earlier_parts_stoo
     assert run.training_parts[:1] == parts
 
 
-def test_the_random_state_of_the_process_is_left_as_it_was(tmp_path):
+def test_training_restores_the_random_state_of_the_process(tmp_path):
     before = torch.get_rng_state()
     run = start_run(tmp_path / "run", BASELINE, few_digits())
     training.train(run, few_digits())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_best_weights_are_compared_with_those_from_before_the_stop(tmp_path, monkeypatch):
+def test_after_resuming_new_weights_are_saved_only_if_better_than_the_earlier_best(tmp_path, monkeypatch):
     run = train(tmp_path / "run", replace(TINY, epochs=1))
     kept, found = weights(run), run.records("validation")[0]["errors"]
     worse = Evaluation(60, found + 1, [[]], None, "label")

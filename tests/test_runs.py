@@ -1,4 +1,4 @@
-"""A run folder holds all that belongs to a run, is written whole or not at all, and is never lost by mistake."""
+"""A run folder has all files of a run, is written atomically, and is never overwritten by mistake."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def test_a_run_is_opened_as_it_was_started(finished):
     assert load_run(finished.folder) == load_run(str(finished.folder)) == finished
 
 
-def test_a_folder_that_exists_is_not_overwritten_unless_told(copied):
+def test_an_existing_run_is_overwritten_only_with_overwrite(copied):
     before = contents(copied.folder)
     with pytest.raises(InputError, match="exists: go on with it by --resume, replace it by --overwrite, or name ano"):
         start(copied.folder)
@@ -86,7 +86,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused_and_kept(tmp_path):
 
 @pytest.fixture
 def no_room():
-    """Let no file grow beyond 4 KiB, as on a disk that is full."""
+    """Limit files to 4 KiB, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit():
@@ -96,7 +96,7 @@ def no_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_for_which_there_is_no_room_leaves_the_ones_before(copied, no_room):
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones_unchanged(copied, no_room):
     before, state = contents(copied.folder), load_checkpoint(copied)
     no_room()
     with pytest.raises(InputError, match=r"cannot write .*0000000003\.ckpt, which is left as it was: ") as refusal:
@@ -105,7 +105,7 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_ones_before(copied, 
     assert contents(copied.folder) == before
 
 
-def test_a_network_for_which_there_is_no_room_leaves_the_one_before(copied, no_room):
+def test_a_network_that_does_not_fit_on_the_disk_leaves_the_earlier_one_unchanged(copied, no_room):
     before, network = contents(copied.folder), copied.load_network()
     no_room()
     with pytest.raises(InputError, match=rf"cannot write {copied.best}, whose model.safetensors is left as it was: "):
@@ -113,7 +113,7 @@ def test_a_network_for_which_there_is_no_room_leaves_the_one_before(copied, no_r
     assert contents(copied.folder) == before
 
 
-def test_what_is_written_takes_the_place_of_what_was_there_when_it_is_whole(tmp_path):
+def test_an_atomic_write_replaces_the_file_when_it_is_complete(tmp_path):
     (tmp_path / "file").write_text("old")
     with atomic_write(tmp_path / "file") as part:
         part.write_text("new")
@@ -121,7 +121,7 @@ def test_what_is_written_takes_the_place_of_what_was_there_when_it_is_whole(tmp_
     assert contents(tmp_path) == {"file": b"new"}
 
 
-def test_what_a_killed_process_left_half_written_is_removed_when_the_run_goes_on(copied):
+def test_leftovers_of_a_killed_process_are_removed_when_the_run_is_resumed(copied):
     (copied.folder / "best.1-0.part").mkdir()
     (copied.folder / "checkpoints" / "0000000003.ckpt.1-0.part").write_bytes(b"half")
     (copied.folder / "thesis.part").write_bytes(b"years of work")
@@ -129,14 +129,14 @@ def test_what_a_killed_process_left_half_written_is_removed_when_the_run_goes_on
     assert [name for name in contents(copied.folder) if ".part" in name] == ["thesis.part"]
 
 
-def test_a_folder_that_holds_a_part_of_the_user_s_is_not_free(tmp_path):
+def test_a_folder_with_a_part_file_of_the_user_is_not_free(tmp_path):
     (tmp_path / "film.mkv.part").touch()
     with pytest.raises(InputError, match="exists and is no run folder"):
         start(tmp_path)
 
 
 @pytest.mark.parametrize("left", ["recipe.json.1-0.part", "run.lock"])
-def test_a_folder_that_a_killed_process_had_only_begun_is_free(tmp_path, left):
+def test_a_folder_that_a_killed_process_had_only_created_is_free(tmp_path, left):
     (tmp_path / left).write_text("")
     start(tmp_path)
     assert load_run(tmp_path).recipe == TINY
@@ -195,21 +195,21 @@ def test_a_recipe_with_an_impossible_value_is_refused(copied, value):
 
 
 @pytest.mark.parametrize("folder", [".", "nowhere", "recipe.json"])
-def test_what_is_no_run_folder_is_refused(finished, tmp_path, folder):
+def test_a_path_that_is_no_run_folder_is_refused(finished, tmp_path, folder):
     where = {"recipe.json": finished.folder / "recipe.json"}.get(folder, tmp_path / folder)
     with pytest.raises(InputError, match=f"{where} is no run folder: it has no recipe.json"):
         load_run(where)
 
 
 def sealed(state):
-    """A checkpoint's content with a checksum that holds."""
+    """The content of a checkpoint with a valid checksum."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return hashlib.sha256(buffer.getvalue()).hexdigest().encode() + buffer.getvalue()
 
 
 @pytest.mark.parametrize("keep", [0, 30, 100, 10_000])
-def test_a_checkpoint_that_was_cut_is_refused_in_one_line(copied, keep):
+def test_a_truncated_checkpoint_is_refused_in_one_line(copied, keep):
     path = checkpoint_paths(copied)[0]
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"0000000002\.ckpt is damaged: its checksum does not match"):
@@ -231,7 +231,7 @@ def test_a_checkpoint_that_was_cut_is_refused_in_one_line(copied, keep):
         (lambda state: state | {"more": 3}, "more: Extra inputs are not permitted"),
     ],
 )
-def test_a_checkpoint_that_holds_something_else_is_refused_in_one_line(copied, change, says):
+def test_a_checkpoint_with_other_content_is_refused_in_one_line(copied, change, says):
     path = checkpoint_paths(copied)[0]
     path.write_bytes(sealed(change(load_checkpoint(copied))))
     with pytest.raises(InputError, match=rf"0000000002\.ckpt is damaged: {says}") as refusal:
@@ -241,7 +241,7 @@ def test_a_checkpoint_that_holds_something_else_is_refused_in_one_line(copied, c
 
 @pytest.mark.parametrize(("file", "says"), [("model.safetensors", "cannot be read: "), ("config.json", "is damaged: ")])
 @pytest.mark.parametrize("keep", [0, 100])
-def test_a_network_that_was_cut_is_refused_in_one_line(copied, file, says, keep):
+def test_a_truncated_network_is_refused_in_one_line(copied, file, says, keep):
     path = copied.best / file
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=f"{path} {says}") as refusal:
@@ -258,7 +258,7 @@ def test_any_flipped_bit_of_the_weights_is_found(copied):
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
         try:
-            assert torch.equal(weights(copied), intact)  # blanks that fill the header up
+            assert torch.equal(weights(copied), intact)  # padding of the header
         except InputError:
             found += 1
     assert found > 0.99 * len(content) / 997
@@ -279,12 +279,12 @@ def test_a_run_without_a_network_says_how_to_get_one(tmp_path):
         start(tmp_path / "run").load_network()
 
 
-def test_a_network_is_loaded_in_evaluation_mode_and_in_silence(finished, capfd):
+def test_a_network_is_loaded_in_evaluation_mode_and_without_output(finished, capfd):
     assert not finished.load_network().training
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_results_have_the_numbers_and_everything_they_stand_on(finished, monkeypatch):
+def test_the_results_have_the_numbers_and_how_they_were_made(finished, monkeypatch):
     data, network = few_digits(), finished.load_network()
     result = evaluate(network, data.test)
     results = json.loads(finished.write_results(network, data, result).read_text())
@@ -307,7 +307,7 @@ def test_the_results_have_the_numbers_and_everything_they_stand_on(finished, mon
     assert (results["environment"], results["training_parts"]) == (kept[-1], kept)
 
 
-def test_the_environment_is_kept_with_the_precision(finished):
+def test_the_environment_is_recorded_with_the_precision(finished):
     (kept,) = json.loads((finished.folder / "environment.json").read_text())["parts"]
     about = {"precision": "32-true", "from_step": 0, "steps": 2, "processes": 1, "nodes": 1}
     assert kept == environment(default_device()) | about
@@ -318,7 +318,7 @@ def on_all_digits(tmp_path):
     return start_run(tmp_path / "all", TINY, load_data("digits"))
 
 
-def test_a_run_has_its_data_split_as_in_training(on_all_digits):
+def test_a_run_loads_its_data_split_as_in_training(on_all_digits):
     assert on_all_digits.load_data().fingerprint() == on_all_digits.fingerprint
     assert on_all_digits.load_data("digits").fingerprint() == on_all_digits.fingerprint
 
@@ -382,8 +382,15 @@ def test_a_damaged_line_of_the_log_is_left_out_and_counted(copied, line, caplog)
     assert "log.jsonl: 2 damaged lines are left out" in caplog.text
 
 
+def test_the_learning_rate_of_old_logs_is_read_as_lr(copied):
+    line = '{"kind": "train", "step": 1, "epoch": 1, "seconds": 0.5, "loss": 0.25, "rate": 0.001}'
+    copied.log.write_text(line + "\n")
+    expected = {"kind": "train", "step": 1, "epoch": 1, "seconds": 0.5, "loss": 0.25, "lr": 0.001}
+    assert copied.records("train") == [expected]
+
+
 def in_a_thread(act, *arguments):
-    """What an act raises in a thread of its own."""
+    """What a function raises in another thread."""
     with ThreadPoolExecutor() as threads:
         return threads.submit(act, *arguments).exception()
 
@@ -396,7 +403,7 @@ def test_a_folder_that_is_being_trained_in_is_refused_and_the_owner_named(copied
             assert f"is being trained by process {os.getpid()} on " in str(refusal)
 
 
-def test_who_has_the_lock_may_take_it_again(copied):
+def test_the_process_that_has_the_lock_may_lock_again(copied):
     with locked(copied.folder), locked(copied.folder):
         pass
     train_again(copied)

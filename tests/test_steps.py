@@ -1,4 +1,4 @@
-"""A step of training: it follows its rate, waits for nothing, and is the same step when a GPU replays it."""
+"""A step of training uses its learning rate, never waits for the device, and is the same when a GPU replays it."""
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -34,23 +34,23 @@ def epoch(recipe=TINY, device="cpu"):
 
 
 def learn(step, device="cpu"):
-    """Two epochs at a rate that rises: the measurements of every step."""
+    """Two epochs at a rising learning rate → the measurements of every step."""
     batch = (batch for _ in range(2) for batch in epoch(step.recipe, device))
     return torch.stack([step(*each, lr=1e-4 * (k + 1)) for k, each in enumerate(batch)])
 
 
-def test_the_rate_of_a_step_is_adams_and_moves_the_weights_in_proportion():
+def test_the_learning_rate_of_a_step_is_adams_and_moves_the_weights_in_proportion():
     before, moved = weights(step_of().network), []
-    for rate in (0.0, 1e-3, 2e-3):
+    for lr in (0.0, 1e-3, 2e-3):
         step = step_of()
-        step(*next(epoch()), lr=rate)
+        step(*next(epoch()), lr=lr)
         assert step.optimizer.param_groups[0]["lr"] is step.lr
         moved.append(weights(step.network) - before)
     assert not moved[0].any()
     torch.testing.assert_close(moved[2], 2 * moved[1], rtol=1e-3, atol=1e-6)
 
 
-def test_a_state_that_was_loaded_leaves_the_rate_where_it_was():
+def test_loading_a_state_keeps_the_learning_rate():
     step, state = step_of(), step_of().state_dict()
     state["optimizer"]["param_groups"][0] |= {"lr": 0.5, "capturable": True, "fused": False}
     step.load_state_dict(state)
@@ -58,7 +58,7 @@ def test_a_state_that_was_loaded_leaves_the_rate_where_it_was():
     assert step.optimizer.param_groups[0] | step.options == step.optimizer.param_groups[0]
 
 
-def test_what_is_measured_is_a_number_for_each_name():
+def test_a_step_measures_a_number_for_each_name():
     step = step_of()
     values = step(*next(epoch()), lr=0.0).tolist()
     measured = dict(zip(step.names, values, strict=True))
@@ -69,8 +69,8 @@ def test_what_is_measured_is_a_number_for_each_name():
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("recipe", RECIPES[::2], ids=NAMES[::2])
-def test_neither_batches_nor_steps_ask_the_device_for_a_value(recipe, precision):
-    with FakeTensorMode():  # of which no value can be had
+def test_neither_batches_nor_steps_read_a_value_from_the_device(recipe, precision):
+    with FakeTensorMode():  # whose tensors have no values
         images = ImageSet(torch.empty(200, 1, 8, 8, dtype=torch.uint8), torch.empty(200, dtype=torch.int64))
         step = step_of(recipe, precision=precision)
         for batch in batches(images, recipe.batch_size, shift=2, generator=torch.Generator()):
@@ -82,12 +82,12 @@ def test_neither_batches_nor_steps_ask_the_device_for_a_value(recipe, precision)
 no_compiler = pytest.mark.skipif(which("c++") is None, reason="there is no C++ compiler")
 
 
-# The compiler's own, of the package that it traces and of what it is made of.
+# The compiler raises them about itself and the packages that it traces.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=no_compiler)], ids=["plain", "compiled"])
 @pytest.mark.parametrize(("precision", "error"), [("32-true", 1e-5), ("bf16-mixed", 0.02)])
-def test_a_step_measures_and_moves_the_weights_alike_in_any_precision_and_compiled_or_not(precision, error, compiled):
+def test_a_step_has_equal_measurements_and_updates_in_any_precision_and_compiled_or_not(precision, error, compiled):
     step, exact = step_of(precision=precision, compiled=compiled), step_of()
     exact.network.double()
     images, labels = next(epoch())
@@ -99,7 +99,7 @@ def test_a_step_measures_and_moves_the_weights_alike_in_any_precision_and_compil
 
 
 class Replayed:
-    """Stands for a CUDA graph: runs the function again, from and to the places that it was recorded with."""
+    """Simulates a CUDA graph: calls the function again, on the tensors that it was recorded with."""
 
     def __init__(self, recording):
         self.recording = recording
@@ -109,15 +109,15 @@ class Replayed:
 
 
 class Stream:
-    """Stands for a CUDA stream."""
+    """Simulates a CUDA stream."""
 
     def wait_stream(self, _):
-        """There is one stream alone."""
+        """There is only one stream."""
 
 
 @pytest.fixture
 def record(monkeypatch):
-    """Records functions on a CPU, with a stand-in for CUDA graphs; `capture` is the context of each recording."""
+    """Record functions on a CPU, with simulated CUDA graphs; `capture` is the context of each recording."""
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
@@ -131,7 +131,7 @@ def record(monkeypatch):
     return make
 
 
-def test_a_recording_gives_what_the_function_gives_and_leaves_earlier_results_alone(record):
+def test_a_recording_returns_the_functions_results_and_does_not_change_earlier_ones(record):
     recording = record(lambda x, y: x + 10 * y)
     found = [recording(torch.tensor(k), torch.tensor(k + 1)) for k in range(3 * steps.WARM)]
     assert torch.stack(found).tolist() == [k + 10 * (k + 1) for k in range(3 * steps.WARM)]
@@ -140,14 +140,14 @@ def test_a_recording_gives_what_the_function_gives_and_leaves_earlier_results_al
 
 @contextmanager
 def out_of_memory():
-    """A recording that finds no memory."""
+    """A recording without enough memory."""
     raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB.")
     yield
 
 
 @contextmanager
 def not_permitted():
-    """A recording of a function that a graph cannot hold, which says so in the midst of it."""
+    """A recording of a function that CUDA graphs do not support, which fails in the middle of it."""
 
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -158,12 +158,12 @@ def not_permitted():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
 @pytest.mark.parametrize("capture", [out_of_memory, not_permitted])
-def test_where_no_recording_can_be_made_one_line_says_so_and_training_goes_on(record, capture, recipe, caplog):
+def test_if_recording_fails_a_warning_says_so_and_training_continues(record, capture, recipe, caplog):
     unrecorded, plain = step_of(recipe), step_of(recipe)
-    unrecorded.recording = record(unrecorded._take_whole, capture)
+    unrecorded.recording = record(unrecorded._take_full, capture)
     found = []
     for step in (unrecorded, plain):
-        torch.manual_seed(0)  # of dropout
+        torch.manual_seed(0)  # for dropout
         found.append(learn(step))
     assert torch.equal(*found)
     assert torch.equal(weights(unrecorded.network), weights(plain.network))
@@ -174,9 +174,9 @@ def test_where_no_recording_can_be_made_one_line_says_so_and_training_goes_on(re
     assert "\n" not in line
 
 
-def test_a_fault_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recording(record):
+def test_an_error_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recording(record):
     step = step_of()
-    step.recording = record(step._take_whole, out_of_memory)
+    step.recording = record(step._take_full, out_of_memory)
     images, labels = next(epoch())
     for _ in range(steps.WARM):
         step(images, labels, lr=1e-3)
@@ -184,9 +184,9 @@ def test_a_fault_of_the_step_itself_is_raised_and_not_taken_for_one_of_the_recor
         step(images, torch.full_like(labels, 10), lr=1e-3)
 
 
-def test_a_state_that_is_loaded_is_recorded_anew(record):
+def test_after_loading_a_state_the_step_is_recorded_again(record):
     step = step_of()
-    step.recording = recording = record(step._take_whole)
+    step.recording = recording = record(step._take_full)
     learn(step)
     assert recording.graph is not None
     step.load_state_dict(step.state_dict())
@@ -197,7 +197,7 @@ def test_a_state_that_is_loaded_is_recorded_anew(record):
 
 @no_gpu
 @pytest.mark.parametrize("graph", [True, False])
-def test_steps_on_a_gpu_are_recorded_if_asked_for(graph):
+def test_steps_on_a_gpu_are_recorded_if_graph_is_true(graph):
     network = build_network(TINY, (1, 8, 8), 10).cuda()
     fabric = Fabric(accelerator="cuda", devices=1)
     step = steps.Step(network, TINY, fabric, compiled=False, graph=graph)
@@ -206,7 +206,7 @@ def test_steps_on_a_gpu_are_recorded_if_asked_for(graph):
 
 @contextmanager
 def on_gpu(*, waiting="default"):
-    """Libraries that give the same bits each time; `waiting="error"` refuses to wait for the device."""
+    """Use deterministic libraries; with `waiting="error"`, waiting for the device is an error."""
     torch.cuda.manual_seed(0)
     with torch.backends.cudnn.flags(deterministic=True):
         torch.cuda.set_sync_debug_mode(waiting)
@@ -219,7 +219,7 @@ def on_gpu(*, waiting="default"):
 @no_gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
-def test_recorded_steps_leave_what_plain_steps_leave(recipe, precision):
+def test_recorded_steps_have_the_results_of_plain_steps(recipe, precision):
     recorded, plain = (step_of(recipe, "cuda", precision) for _ in range(2))
     plain.recording = None
     found = []
@@ -235,7 +235,7 @@ def test_recorded_steps_leave_what_plain_steps_leave(recipe, precision):
 
 @no_gpu
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
-def test_a_recorded_step_waits_for_nothing(recipe):
+def test_a_recorded_step_never_waits_for_the_device(recipe):
     step = step_of(recipe, "cuda")
     learn(step, "cuda")
     batch = list(epoch(recipe, "cuda"))
@@ -245,7 +245,7 @@ def test_a_recorded_step_waits_for_nothing(recipe):
 
 
 @no_gpu
-def test_batches_are_made_on_the_gpu_without_waiting():
+def test_batches_are_made_on_the_gpu_without_waiting_for_it():
     images = few_digits().train.to("cuda")
     made = batches(images, 32, shift=2, generator=torch.Generator().manual_seed(0))
     with on_gpu(waiting="error"):

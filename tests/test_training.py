@@ -1,6 +1,6 @@
-"""The training loop: what is kept and chosen, the last batch, precision, and what stops it.
+"""The training loop: which network is saved, the last batch, precision, and errors that end it.
 
-That a run may be stopped and resumed is in `test_resume.py`.
+Stopping and resuming are in `test_resume.py`.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ def without_validation(data):
 
 
 def stub_evaluations(monkeypatch, errors):
-    """Have each evaluation on validation images find the next of these numbers of errors."""
+    """Make each evaluation on validation images find the next of these numbers of errors."""
     found = iter(errors)
     monkeypatch.setattr(training, "evaluate", lambda network, images: Evaluation(60, next(found), [[]], None, "label"))
 
@@ -49,7 +49,7 @@ def test_a_baseline_learns(tmp_path, data):
     assert evaluate(run.load_network(), data.train).accuracy > 0.5
 
 
-def test_the_network_with_the_fewest_validation_errors_is_kept_and_of_equals_the_last(tmp_path, monkeypatch):
+def test_the_network_with_the_fewest_validation_errors_is_saved_and_at_a_tie_the_last(tmp_path, monkeypatch):
     two_epochs = last_weights(train(tmp_path / "two"))
     stub_evaluations(monkeypatch, [5, 3, 4])
     assert torch.equal(weights(train(tmp_path / "three", replace(TINY, epochs=3))), two_epochs)
@@ -57,14 +57,14 @@ def test_the_network_with_the_fewest_validation_errors_is_kept_and_of_equals_the
     assert torch.equal(weights(train(tmp_path / "equal", replace(TINY, epochs=3))), two_epochs)
 
 
-def test_without_validation_images_the_last_network_is_kept(tmp_path, without_validation):
+def test_without_validation_images_the_last_network_is_saved(tmp_path, without_validation):
     run = train(tmp_path / "run", data=without_validation)
     assert torch.equal(weights(run), last_weights(run))
     assert run.records("validation") == []
 
 
 class Untouchable(Tensor):
-    """A tensor that gives away its shape and refuses anything else."""
+    """A tensor of which only the shape may be read."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -100,7 +100,7 @@ def test_each_image_is_seen_once_an_epoch_the_partial_last_batch_with_them(tmp_p
     assert torch.equal(torch.cat(seen).flatten(1).unique(dim=0), expected.unique(dim=0))
 
 
-def test_every_epoch_has_an_order_of_its_own(tmp_path, seen):
+def test_every_epoch_has_its_own_order(tmp_path, seen):
     train(tmp_path / "run", replace(TINY, shift=0))
     first, second = torch.cat(seen[:EPOCH]), torch.cat(seen[EPOCH:])
     assert not torch.equal(first, second)
@@ -116,7 +116,7 @@ def test_a_training_ends_after_its_steps_or_after_its_epochs(tmp_path, epochs, s
     assert load_checkpoint(run)["step"] == taken == run.records("validation")[-1]["step"]
 
 
-def test_the_average_of_the_weights_is_kept_where_it_is_asked_for(tmp_path, without_validation):
+def test_with_ema_decay_the_average_of_the_weights_is_saved(tmp_path, without_validation):
     def trained(**settings):
         folder = tmp_path / "-".join(f"{name}{value}" for name, value in settings.items())
         return train(folder, replace(TINY, epochs=None, **settings), without_validation)
@@ -135,7 +135,7 @@ def test_evaluation_leaves_the_network_in_the_mode_it_was_in(training_mode, data
     assert network.training is training_mode
 
 
-def test_after_an_evaluation_the_baseline_drops_out_again(tmp_path, monkeypatch):
+def test_after_an_evaluation_the_baseline_uses_dropout_again(tmp_path, monkeypatch):
     modes, losses = [], steps.losses
 
     def watched(network, *batch):
@@ -148,7 +148,7 @@ def test_after_an_evaluation_the_baseline_drops_out_again(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("step", [5, EPOCH + 2, 2 * EPOCH])
-def test_a_loss_that_is_not_finite_is_named_by_its_step_and_spoils_nothing(tmp_path, monkeypatch, step):
+def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_not_saved(tmp_path, monkeypatch, step):
     monkeypatch.setattr(training, "LOG_STEPS", 3)
     run = start_run(tmp_path / "run", TINY, few_digits())
     monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == step - 2 else 1e-3)
@@ -161,7 +161,9 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step_and_spoils_nothing(tmp_p
         assert weights(run).isfinite().all()
 
 
-def test_weights_that_the_last_step_spoiled_are_named_and_not_kept(tmp_path, monkeypatch, without_validation):
+def test_weights_that_are_not_finite_after_the_last_step_are_reported_and_not_saved(
+    tmp_path, monkeypatch, without_validation
+):
     run = start_run(tmp_path / "run", TINY, without_validation)
     monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == 2 * EPOCH - 1 else 1e-3)
     with pytest.raises(InputError, match="the weights after step 14 are not finite"):
@@ -170,7 +172,7 @@ def test_weights_that_the_last_step_spoiled_are_named_and_not_kept(tmp_path, mon
     assert last_weights(run).isfinite().all()
 
 
-def test_bf16_learns_and_leaves_weights_of_32_bits(tmp_path):
+def test_bf16_learns_and_its_weights_have_32_bits(tmp_path):
     run = train(tmp_path / "run", replace(TINY, precision="bf16-mixed", epochs=4))
     losses = [record["loss"] for record in run.records("train")]
     assert losses[-1] < losses[0]
@@ -179,7 +181,7 @@ def test_bf16_learns_and_leaves_weights_of_32_bits(tmp_path):
 
 
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_by_default_the_precision_is_what_the_hardware_is_fast_at(tmp_path, monkeypatch, fast, chosen):
+def test_by_default_the_precision_is_the_one_the_hardware_is_fast_at(tmp_path, monkeypatch, fast, chosen):
     monkeypatch.setattr(training, "fast_bf16", lambda device: fast)
     run = train(tmp_path / "run", replace(TINY, precision="auto", epochs=None, steps=1))
     assert run.training_parts[0].precision == chosen
@@ -196,20 +198,20 @@ def test_a_compiled_network_has_the_same_losses(tmp_path):
 
 
 class TooLarge(ImageSet):
-    """Stands for images that do not fit on a GPU, which no test has."""
+    """Simulates images that do not fit on a GPU."""
 
     def to(self, device):
         raise torch.OutOfMemoryError
 
 
-def test_images_for_which_the_device_has_no_room_stay_where_they_are(tmp_path, data, caplog):
-    whole = weights(train(tmp_path / "whole", data=data))
+def test_images_that_do_not_fit_on_the_device_are_copied_batch_by_batch(tmp_path, data, caplog):
+    expected = weights(train(tmp_path / "expected", data=data))
     large = replace(data, train=TooLarge(data.train.images, data.train.labels))
-    assert torch.equal(weights(train(tmp_path / "large", data=large)), whole)
+    assert torch.equal(weights(train(tmp_path / "large", data=large)), expected)
     assert "the training images do not fit on cpu: each batch is copied there" in caplog.text
 
 
-def test_images_are_left_where_they_are_if_that_is_asked_for(tmp_path, data, caplog):
+def test_images_are_not_copied_to_the_device_if_images_on_device_is_false(tmp_path, data, caplog):
     run = start_run(tmp_path / "run", TINY, data)
     large = replace(data, train=TooLarge(data.train.images, data.train.labels))
     training.train(run, large, images_on_device=False)
@@ -217,7 +219,7 @@ def test_images_are_left_where_they_are_if_that_is_asked_for(tmp_path, data, cap
 
 
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])
-def test_checkpoints_that_are_no_time_apart_are_refused(tmp_path, minutes, data):
+def test_a_time_between_checkpoints_that_is_not_positive_is_refused(tmp_path, minutes, data):
     run = start_run(tmp_path / "run", TINY, data)
     with pytest.raises(InputError, match="checkpoints are more than 0 minutes apart, not"):
         training.train(run, data, save_minutes=minutes)

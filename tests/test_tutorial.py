@@ -130,14 +130,14 @@ def test_the_tutorial_calls_every_idea_of_the_package_by_its_name():
         for alias in node.names
     }  # fmt: skip
     ideas = {"squash", "vote", "routing_trace", "dynamic_routing", "route", "margin_loss", "reconstruction_loss"}
-    pictures = {"draw_drawings", "draw_masks", "draw_tweaks", "draw_couplings", "draw_curves"}
+    pictures = {"plot_reconstructions", "plot_masks", "plot_perturbations", "plot_couplings", "plot_curves"}
     assert ideas | pictures | {"load_data", "start_run", "train", "evaluate"} <= imports
 
 
 def test_the_sections_are_numbered_from_1_and_end_in_the_answers():
     headings = re.findall(r"^## (.+)$", PROSE, re.MULTILINE)
     assert [int(heading.split(".")[0]) for heading in headings[:-1]] == list(range(1, len(headings)))
-    assert headings[-1] == "BatchPredictions"
+    assert headings[-1] == "Answers"
     assert PROSE.startswith("# ")
 
 

@@ -1,4 +1,4 @@
-"""A network and a data set so small that a run of 14 steps takes a fraction of a second, and a hand in its steps."""
+"""A network and a data set so small that a run of 14 steps takes a fraction of a second, and calls at its steps."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -17,15 +17,14 @@ from capsnet.baselines import ConvBaseline
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import Data, load_data
 from capsnet.models import CapsNet
-from capsnet.recipe import Recipe
-from capsnet.recipes import Digits
+from capsnet.recipes import Digits, Recipe
 from capsnet.runs import Run, load_run, start_run
 
 TINY = Digits(
     conv_channels=8,
     primary_types=2,
     primary_stride=2,
-    reconstruction=0.0005,
+    reconstruction_weight=0.0005,
     shift=1,
     lr=2e-3,
     epochs=2,
@@ -43,7 +42,7 @@ BASELINE = Digits(
     precision="32-true",
     compile=False,
 )  # trained as TINY is
-LEARNS = replace(TINY, epochs=4, batch_size=8, lr=1e-2, shift=0)  # nearly all of its training images
+LEARNS = replace(TINY, epochs=4, batch_size=8, lr=1e-2, shift=0)  # learns nearly all of its training images
 EPOCH = 7  # TINY's, in steps: 200 images in six batches of 32 and one of 8
 
 
@@ -64,7 +63,7 @@ def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None) -> Run:
 
 
 def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
-    """Go on with a run to its end, or for as many epochs or steps as `longer` says."""
+    """Resume a run to its end, or for as many epochs or steps as `longer` says."""
     run = load_run(folder)
     data = data or few_digits()
     run = run.extended(data, replace(run.recipe, **longer))
@@ -74,7 +73,7 @@ def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
 
 @contextmanager
 def at_step(step: int, act: Callable[[], Any]) -> Iterator[None]:
-    """Have `act` called as the given step of a training, counted from 1, begins."""
+    """Call `act` at the start of a step of training, counted from 1."""
     learning_rate = training.learning_rate
 
     def acting(recipe: Recipe, done: int, *lengths: int) -> float:
@@ -88,16 +87,16 @@ def at_step(step: int, act: Callable[[], Any]) -> Iterator[None]:
 
 
 def press_ctrl_c() -> None:
-    """Send this process what a terminal sends at Ctrl-C."""
+    """Send this process the signal of Ctrl-C."""
     signal.raise_signal(signal.SIGINT)
 
 
 def weights(network: CapsNet | ConvBaseline | Run) -> Tensor:
-    """All weights of a network, or of a run's best one, in a row."""
+    """All weights of a network, or of a run's best one, in one vector."""
     network = network.load_network() if isinstance(network, Run) else network
     return torch.cat([weight.flatten() for weight in network.state_dict().values()])
 
 
 def last_weights(run: Run) -> Tensor:
-    """All weights that training stood at when the checkpoint was written, in a row."""
+    """All weights in a run's last checkpoint, in one vector."""
     return torch.cat([weight.flatten() for weight in load_checkpoint(run)["network"].values()])

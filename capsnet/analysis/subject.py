@@ -3,20 +3,21 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from capsnet.baselines import ConvBaseline
-from capsnet.data import Data
+from capsnet.data import Data, ImageSet
 from capsnet.errors import InputError
 from capsnet.evaluation import Predictions, predict_set
 from capsnet.models import CapsNet
 from capsnet.runs import Run
 
 Network = CapsNet | ConvBaseline
-Needs = Literal["network", "capsules", "decoder"]
+Need = Literal["network", "capsules", "decoder", "validation", "foolbox"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Context:
     def networks(self) -> dict[str, Network]:
         """The run's network and those to compare with, by name."""
         return {self.run.folder.resolve().name: self.network} | self.compare
+
+    @property
+    def on_test(self) -> tuple[Any, ImageSet, tuple[str, ...]]:
+        """What most figures are made from: the network, the test images and the names of the classes."""
+        return self.network, self.data.test, self.data.classes
 
     @property
     def folder(self) -> Path:
@@ -56,34 +62,48 @@ class Subject:
     files: str
     """The figures' file names: a name, or a pattern with *."""
     caption: str
-    needs: Needs
+    needs: tuple[Need, ...]
     options: list[click.Parameter]
     """The options of its command, each with the default that the report takes."""
 
     def __call__(self, context: Context, **options: Any) -> list[Path]:
         """Make the figures.
 
-        Raises InputError where the network lacks what the subject needs.
+        Raises InputError where the context lacks what the subject needs.
         """
-        if missing := self.missing(context):
-            raise InputError(f"{self.function.__name__} cannot be made: {missing}")
+        self.check(context)
         return list(self.function(context, **options))
 
+    def check(self, context: Context) -> None:
+        """Raise InputError where the context lacks what the subject needs."""
+        if missing := self.missing(context):
+            raise InputError(f"{self.function.__name__} cannot be made: {missing}")
+
     def missing(self, context: Context) -> str:
-        """What keeps the subject from being made of a network; empty where nothing does."""
-        if self.needs != "network" and not isinstance(context.network, CapsNet):
+        """What keeps the subject from being made of a context; empty where nothing does."""
+        if {"capsules", "decoder"} & {*self.needs} and not isinstance(context.network, CapsNet):
             return "the network is a baseline without capsules"
-        if self.needs == "decoder" and context.network.decoder is None:
+        if "decoder" in self.needs and context.network.decoder is None:
             return "the network has no decoder: train one with --decoder dense"
+        if "validation" in self.needs and not len(context.data.validation):
+            return "there are no validation images to set a threshold on: train with --validation above 0"
+        if "foolbox" in self.needs and find_spec("foolbox") is None:
+            return "foolbox, which makes the attacks, is not installed: pip install foolbox"
         return ""
 
 
-def subject(files: str, caption: str, needs: Needs = "network") -> Callable[[Callable[..., Iterable[Path]]], Subject]:
-    """Make a Subject of a function, which click's option decorators may have been applied to."""
+def subject(
+    files: str, caption: str, needs: Need | tuple[Need, ...] = "network"
+) -> Callable[[Callable[..., Iterable[Path]]], Subject]:
+    """Make a Subject of a function, which click's option decorators may have been applied to.
+
+    What it needs beyond a network is refused, by name, where it is missing: capsules, a decoder, validation images,
+    the library foolbox.
+    """
 
     def make(function: Callable[..., Iterable[Path]]) -> Subject:
         options = list(reversed(getattr(function, "__click_params__", [])))
-        return Subject(function, files, caption, needs, options)
+        return Subject(function, files, caption, needs if isinstance(needs, tuple) else (needs,), options)
 
     return make
 

@@ -3,16 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from capsnet.data.arrays import read_arrays
-from capsnet.data.batches import batches, shifted
-from capsnet.data.digits import load_digits
-from capsnet.data.images import image_tensor, read_folder
-from capsnet.data.inputs import reason
-from capsnet.data.resize import size_pair
-from capsnet.data.sets import Data, Fingerprint, ImageSet, PartFingerprint, split
-from capsnet.data.sources import SOURCES, load_source
+from capsnet.data.batches import batches, share
+from capsnet.data.images import image_paths, image_tensor, read_folder
+from capsnet.data.npz import read_npz
+from capsnet.data.sets import Data, Fingerprint, ImageSet, PartFingerprint, size_pair
+from capsnet.data.sources import NAMES, SOURCES, load_digits, load_source
+from capsnet.data.splits import split
 from capsnet.errors import InputError
-from capsnet.paths import usable_path
+from capsnet.files import reason, usable_path
 
 __all__ = [
     "Data",
@@ -20,10 +18,10 @@ __all__ = [
     "ImageSet",
     "PartFingerprint",
     "batches",
+    "image_paths",
     "image_tensor",
     "load_data",
-    "shifted",
-    "split",
+    "share",
 ]
 
 
@@ -37,23 +35,24 @@ def load_data(
 ) -> Data:
     """Load a data set: train, validation and test, each of images uint8 [n, c, h, w] and labels int64 [n].
 
-    - name: "mnist", "fashion_mnist", "digits" (bundled, 8x8), or a path: a folder with one sub-folder of images for
-      each class (see `read_folder`), or an .npz file (see `read_arrays`). A folder called mnist is "./mnist".
+    - name: "mnist", "fashion_mnist", "digits" (8x8, no download), or a path: a folder with one sub-folder of images
+      for each class (see `read_folder`), or an .npz file (see `read_npz`). A folder called mnist is "./mnist".
     - data_dir: where the files of mnist and fashion_mnist are, or are downloaded to; else $CAPSNET_DATA, else the
       user's cache
-    - validation: how many training images are set aside, drawn by seed: 5,000 of mnist and fashion_mnist, else a
-      tenth, unless told; a folder may bring its own
-    - image_size: the images' height and width in pixels, if not their own; a whole number makes them square
+    - validation: how many training images are set aside: by default 5,000 of mnist and fashion_mnist, a tenth of other
+      data; a folder may bring its own
+    - seed: draws the validation images; the test images do not depend on it
+    - image_size: the images' height and width in pixels, if not their own; one number makes them square
 
-    The part of an image of a folder or an .npz file follows from what it holds, so that others can be added or removed
-    without moving it from training to test: see `split_by_content`.
+    In which part an image of a folder or an .npz file is depends on its content, so that adding or removing others does
+    not move it from training to test: see `split_by_content`.
 
-    Raises InputError where the data cannot be had or used. The test images never depend on seed.
+    Raises InputError where the data cannot be found or used.
     """
     size = None if image_size is None else size_pair(image_size)
     try:
         data = _read(name, data_dir, size, validation, seed)
-    except OSError as error:  # of a folder or a file that may not be read, or a disk that fails
+    except OSError as error:  # a folder or a file that may not be read, or a disk error
         at = f" at {error.filename}" if error.filename else ""
         raise InputError(f"{name} cannot be read ({reason(error)}{at})") from error
     return data.resized(size) if size else data
@@ -71,9 +70,8 @@ def _read(
     if path.is_dir():
         return read_folder(path, size, validation, seed)
     if path.suffix == ".npz" and path.is_file():
-        return read_arrays(path, validation, seed)
-    known = ", ".join([*SOURCES, "digits"])
-    raise InputError(f"no data set {name!r}: give {known}, a folder of images by class, or an .npz file")
+        return read_npz(path, validation, seed)
+    raise InputError(f"no data set {name!r}: give {', '.join(NAMES)}, a folder of images by class, or an .npz file")
 
 
 def _split(data: Data, validation: int, seed: int) -> Data:

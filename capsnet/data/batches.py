@@ -22,12 +22,14 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut a set into batches of size; the last one may be smaller.
 
-    With a generator (on the CPU, so that a seed draws the same on every device) the images come in an order drawn anew
-    at each call, each shifted by up to shift pixels; without one they come in their own order, unshifted. What is drawn
-    goes to the set's device in one piece, so that from the first batch to the last nothing waits for it.
-    Of several processes whose generators are equal, each gets its own share of every batch: see `share`.
-    Raises InputError for a size below 1, a negative shift, or a shift without a generator.
+    With a generator, each call draws a new order, and shifts each image by up to `shift` pixels; without one, images
+    come in their own order, unshifted. The generator is on the CPU, so that a seed draws the same on every device; the
+    order and shifts of all batches are copied to the set's device at once, so that no batch waits for a copy. Several
+    processes with equal generators each get their share of every batch: see `share`.
+
     Yields images float32 [b, c, h, w] in [0, 1] and labels int64 [b], on the set's device.
+
+    Raises InputError for a size below 1, a negative shift, or a shift without a generator.
     """
     if size < 1:
         raise InputError(f"a batch holds at least one image, not {size}")
@@ -40,28 +42,28 @@ def batches(
     if shift:
         offsets = torch.randint(-shift, shift + 1, (2 * n,), generator=generator).to(device).split(2 * size)
     return (
-        _batch(images, places, moves, shift, share(len(places), rank, processes))
-        for places, moves in zip(parts, offsets, strict=False)
-        if len(places)
+        _batch(images, indices, moves, shift, share(len(indices), rank, processes))
+        for indices, moves in zip(parts, offsets, strict=False)
+        if len(indices)
     )
 
 
 def share(n: int, rank: int, processes: int) -> slice:
-    """The places, of n, that belong to the process of this rank; each place belongs to one process.
+    """Return which of n images belong to the process of this rank; each image belongs to one process.
 
-    Shares differ by at most one place, and are empty in some processes where n is below their number.
+    The sizes of the shares differ by at most one; with more processes than images, some shares are empty.
     """
     return slice(n * rank // processes, n * (rank + 1) // processes)
 
 
-def _batch(images: ImageSet, places: Tensor, offsets: Tensor | None, shift: int, ours: slice) -> tuple[Tensor, Tensor]:
-    images = images.select(places[ours])
+def _batch(images: ImageSet, indices: Tensor, offsets: Tensor | None, shift: int, ours: slice) -> tuple[Tensor, Tensor]:
+    images = images.select(indices[ours])
     pixels = images.images if offsets is None else shifted(images.images, offsets.view(2, -1)[:, ours], shift)
     return pixels.float() / 255, images.labels
 
 
 def shifted(images: Tensor, offsets: Tensor, shift: int) -> Tensor:
-    """Shift each image by its own whole offsets, down and to the right, of up to shift pixels; fill with zeros.
+    """Move each image down and to the right by its own offsets, of at most `shift` pixels; fill with zeros.
 
     images [b, c, h, w], offsets int64 [2, b] from -shift to shift → the same shape and dtype
     """

@@ -1,7 +1,9 @@
-"""Image files of any kind: read one for a network, or a folder of them as a data set."""
+"""Image files of any format: one for a network, all in a folder, or a folder of classes as a data set."""
 
 import hashlib
+import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capsnet.data.inputs import check_regular, reading
-from capsnet.data.resize import resized
-from capsnet.data.sets import Data, ImageSet
+from capsnet.data.sets import Data, ImageSet, resized
 from capsnet.data.splits import split_by_content
 from capsnet.errors import InputError
+from capsnet.files import check_regular, reading
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SPLITS = ("train", "validation", "test")
+FOLDERS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes a pixel, and so 1.2 GB
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 NOT_IMAGES = frozenset({".csv", ".db", ".ini", ".json", ".md", ".txt"})
@@ -29,10 +30,11 @@ def image_tensor(
 ) -> Tensor:
     """Read one image, from a file or from Pillow, as a network of image_shape (c, h, w) takes it.
 
-    It is made grey (c = 1) or colour (c = 3), turned upright as its EXIF data say, and resized without keeping its
-    aspect ratio. invert turns dark on light into light on dark. What is transparent comes out black either way.
-    Raises InputError, naming the file, where it cannot be read or has more than 2^26 pixels: this is known before it is
-    decoded, and so it takes 1.2 GB at most. → uint8 [c, h, w]
+    It is converted to grey (c = 1) or colour (c = 3), turned upright by its EXIF data, and resized without keeping its
+    aspect ratio. `invert` swaps light and dark. Transparent pixels become black in either case.
+
+    Raises InputError, naming the file, where it cannot be read or has more than 2^26 pixels. The number of pixels is
+    checked before decoding, so that reading takes 1.2 GB at most. → uint8 [c, h, w]
     """
     c, h, w = image_shape
     if c not in (1, 3):
@@ -43,26 +45,57 @@ def image_tensor(
     return 255 - fitted if invert else fitted
 
 
+def image_paths(sources: Iterable[str | Path]) -> list[Path]:
+    """Replace each folder among these paths by the images in it and in its sub-folders, sorted by path.
+
+    Hidden files and folders, and notes (.txt, .md, ...), are skipped. Raises InputError for a folder without images.
+    """
+    paths = []
+    for source in map(Path, sources):
+        if not os.path.isdir(source):
+            paths.append(source)
+            continue
+        with reading(source, "a folder of images"):
+            found = sorted(_walk(source))
+        if not found:
+            raise InputError(f"{source} holds no images: name image files, or a folder that has some")
+        paths += found
+    return paths
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Image files of a folder and its sub-folders."""
+    found = _image_files(folder)
+    for inner in _folders(folder):
+        if not inner.is_symlink():  # which may lead back here
+            found += _walk(inner)
+    return found
+
+
 def read_folder(
     folder: Path, size: tuple[int, int] | None = None, validation: int | None = None, seed: int = 0
 ) -> Data:
     """Read a folder with one sub-folder of images for each class; the sub-folders' sorted names are the classes.
 
-    Where the folder has exactly the sub-folders train/ and test/, or these and validation/, each of them holds the
-    sub-folders of classes. What there is no sub-folder for is drawn by `split_by_content` from the bytes of each file.
+    If the folder has nothing but train/ and one or both of test/ and validation/ (or val/, or valid/), each of these
+    holds the sub-folders of classes. The other parts are selected by `split_by_content` from the bytes of each file.
     Images are grey if all of them are, else colour; with size (h, w) they are resized. Hidden files and notes (.txt,
-    .md, ...) are passed over; any other file must be an image as `image_tensor` takes it.
-    Raises InputError for an image that cannot be read, an empty class, sizes that differ when none is given, or a
-    number of validation images where there are some already.
+    .md, ...) are skipped; any other file must be an image as `image_tensor` takes it.
+
+    Raises InputError for an image that cannot be read, an empty class, parts with different classes, two folders of
+    validation images, sizes that differ when no size is given, and a number of validation images where a folder has
+    them.
     """
-    files = {part: _class_files(place) for part, place in _parts(folder).items()}
-    if "validation" in files and validation is not None:
+    folders = _part_folders(folder)
+    if "validation" in folders and validation is not None:
         raise InputError(f"{folder} has validation images of its own: leave --validation out")
+    files = {part: _class_files(place) for part, place in folders.items()}
     classes = tuple(files["train"])
     for part, by_class in files.items():
         if odd := set(by_class) ^ set(classes):
             raise InputError(
-                f"{folder}: class {min(odd)!r} is not in both train/ and {part}/: give all the same classes"
+                f"{folder}: class {min(odd)!r} is not in both train/ and {folders[part].name}/: "
+                "give all the same classes"
             )
     entries = [
         (part, label, path)
@@ -72,21 +105,31 @@ def read_folder(
     ]
     pixels, digests = _read_all([path for _, _, path in entries], size)
     images = ImageSet(pixels, torch.tensor([label for _, label, _ in entries]))
-    of_part = {name: torch.tensor([part == name for part, _, _ in entries]).nonzero().flatten() for name in SPLITS}
-    train, *given = (images.select(of_part[name]) for name in SPLITS)
-    count = 0 if "validation" in files else validation
-    train, *drawn = split_by_content(
-        train, digests[: len(train)], classes, test="test" not in files, validation=count, seed=seed
+    given = {
+        name: images.select(torch.tensor([part == name for part, _, _ in entries]).nonzero().flatten())
+        for name in folders
+    }
+    train, validation_images, test_images = split_by_content(
+        given["train"],
+        digests[: len(given["train"])],  # whose entries come first
+        classes,
+        test="test" not in folders,
+        validation=0 if "validation" in folders else validation,
+        seed=seed,
     )
-    parts = (own if name in files else new for name, own, new in zip(SPLITS[1:], given, drawn, strict=True))
-    return Data(str(folder), classes, train, *parts)
+    held_out = given.get("validation", validation_images)
+    return Data(str(folder), classes, train, held_out, given.get("test", test_images))
 
 
-def _parts(folder: Path) -> dict[str, Path]:
-    names = {path.name for path in _folders(folder)}
-    if names in ({"train", "test"}, set(SPLITS)):
-        return {name: folder / name for name in SPLITS if name in names}
-    return {"train": folder}
+def _part_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each part that has one; the folder itself as train where it has no parts."""
+    names = [path.name for path in _folders(folder)]
+    if "train" not in names or len(names) < 2 or not FOLDERS.keys() >= set(names):
+        return {"train": folder}
+    held_out = [name for name in names if FOLDERS[name] == "validation"]
+    if len(held_out) > 1:
+        raise InputError(f"{folder} has {' and '.join(f'{name}/' for name in held_out)}: keep one of them")
+    return {FOLDERS[name]: folder / name for name in sorted(names, key=[*FOLDERS].index)}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -94,7 +137,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:
-    files = {path.name: _image_files(path) for path in _folders(folder)}
+    files = {path.name: _files_of_class(path) for path in _folders(folder)}
     if len(files) < 2:
         raise InputError(
             f"{folder} has {len(files)} class folders: it takes at least two, each with the class's images"
@@ -104,24 +147,29 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _files_of_class(folder: Path) -> list[Path]:
     if inner := _folders(folder):
         raise InputError(
             f"{inner[0]} is a folder within the class {folder.name!r}: images lie right in a class's folder"
         )
-    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return _image_files(folder)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Everything in a folder but folders, hidden files and notes."""
+    visible = (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
     return sorted(path for path in visible if path.suffix.lower() not in NOT_IMAGES)
 
 
 def _read_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[Tensor, list[bytes]]:
-    """Read files as images of one shape [n, c, h, w], and the digest of each file."""
+    """Read files → images of one shape [n, c, h, w], and the digest of each file."""
     images: list[Tensor] = []
     digests: list[bytes] = []
     faults: list[str] = []
     first_of_size: dict[tuple[int, ...], Path] = {}
     for path in paths:
         try:
-            pixels = _without_needless_colour(_pixels(_decoded(path)))
+            pixels = _grey_if_possible(_pixels(_decoded(path)))
             with reading(path, "an image"), path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").digest())
         except InputError as fault:
@@ -139,7 +187,7 @@ def _read_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[Tensor, 
 
 
 def _decoded(source: "str | Path | Image.Image", background: int = 0) -> "Image.Image":
-    """Decode an image, upright and without transparency, in Pillow's mode L or RGB."""
+    """Decode an image upright and without transparency → Pillow's mode L or RGB."""
     from PIL import Image
 
     if isinstance(source, Image.Image):
@@ -148,14 +196,14 @@ def _decoded(source: "str | Path | Image.Image", background: int = 0) -> "Image.
             return _flattened(source.copy(), background)
     with reading(source, "an image"):
         check_regular(Path(source))
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # of an image within the image, as in an icon
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # of an image inside a file, as in an icon
         with Image.open(source) as image:
             _check_decodable(image)
             return _flattened(image, background)
 
 
 def _check_decodable(image: "Image.Image") -> None:
-    """Refuse what its header alone tells is not to be decoded."""
+    """Raise ValueError for an image that its header shows to be too large or a program."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
     tile = tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
     for what, (width, height) in (("", image.size), (" a tile", tile)):
@@ -166,7 +214,7 @@ def _check_decodable(image: "Image.Image") -> None:
 
 
 def _flattened(image: "Image.Image", background: int) -> "Image.Image":
-    """Turn an image that may be changed upright, and bring it to mode L or RGB."""
+    """Turn an image upright, in place, and convert it to mode L or RGB."""
     from PIL import Image, ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
@@ -179,7 +227,7 @@ def _flattened(image: "Image.Image", background: int) -> "Image.Image":
 
 
 def _to_bytes(image: "Image.Image") -> "Image.Image":
-    """Scale grey values of 16 bits to 8."""
+    """Scale grey values from 16 bits to 8."""
     from PIL import Image
 
     levels = np.asarray(image)
@@ -192,11 +240,11 @@ def _to_bytes(image: "Image.Image") -> "Image.Image":
 
 
 def _pixels(image: "Image.Image") -> Tensor:
-    """Turn an image of mode L or RGB into uint8 [c, h, w]."""
+    """Convert an image of mode L or RGB to uint8 [c, h, w]."""
     levels = torch.from_numpy(np.array(image))  # [h, w] or [h, w, c]
     return levels.unsqueeze(0) if levels.ndim == 2 else levels.permute(2, 0, 1).contiguous()
 
 
-def _without_needless_colour(pixels: Tensor) -> Tensor:
-    """Reduce a colour image whose channels are all the same to one of them. [c, h, w] → [1, h, w] or as it was."""
+def _grey_if_possible(pixels: Tensor) -> Tensor:
+    """Return one channel of a colour image whose channels are equal. [c, h, w] → [1, h, w] or unchanged."""
     return pixels[:1] if (pixels == pixels[:1]).all() else pixels

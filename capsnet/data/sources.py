@@ -1,19 +1,29 @@
-"""MNIST and Fashion-MNIST: found on disk, or downloaded with a checksum from the first mirror that answers."""
+"""Data sets with a name: MNIST and Fashion-MNIST in IDX files, found on disk or downloaded, and scikit-learn's digits.
 
+An IDX file has a magic number, big-endian dimensions and then bytes; it may be gzipped.
+"""
+
+import gzip
 import hashlib
 import logging
+import math
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from capsnet.data.idx import read_idx
 from capsnet.data.sets import Data, ImageSet
+from capsnet.data.splits import hold_out
 from capsnet.errors import InputError
-from capsnet.paths import usable_path
+from capsnet.files import cache_folder, check_regular, check_unpacked, reason, usable_path
 
 FILES = (
     "train-images-idx3-ubyte.gz",
@@ -27,8 +37,8 @@ FILES = (
 class Source:
     """A data set in four IDX files.
 
-    sha256 holds the checksum of each of FILES, test_labels_sha256 that of the test labels alone, one byte each: the
-    two sets share their file names, and so are told apart.
+    sha256 has the checksum of each of FILES. test_labels_sha256 is that of the test labels alone, one byte each: it
+    tells the two sets apart, since their files have the same names.
     """
 
     classes: tuple[str, ...]
@@ -80,15 +90,17 @@ SOURCES = {
         test_labels_sha256="3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
     ),
 }
+NAMES = (*SOURCES, "digits")
 
 
 def load_source(name: str, data_dir: str | Path | None = None) -> Data:
     """Load one of SOURCES from its four files: images [n, 1, h, w]; the validation set is empty.
 
-    The files are looked for in data_dir, else in $CAPSNET_DATA, else in the user's cache: there under the name of the
-    set or at the top, gzipped or unpacked. What is found is used as it is, so that a set of your own may take the
-    place; what is missing is downloaded into <folder>/<name>/.
-    Raises InputError where a file is neither found nor to be had, or the files do not belong together.
+    The files are searched for in data_dir, else in $CAPSNET_DATA, else in the user's cache; there in a folder named
+    like the set or at the top, gzipped or not. A file that is found is used as it is, so that you can replace the data
+    by your own. A missing file is downloaded to <folder>/<name>/ from the first mirror that answers.
+
+    Raises InputError where a file is neither found nor downloaded, or the files do not belong together.
     """
     folder = data_folder(data_dir)
     missing = [file for file in FILES if _found(folder, name, file) is None]
@@ -99,20 +111,82 @@ def load_source(name: str, data_dir: str | Path | None = None) -> Data:
     return Data(name, SOURCES[name].classes, train, train.select(torch.arange(0)), test)
 
 
-def data_folder(data_dir: str | Path | None = None) -> Path:
-    """Where files are looked for and downloaded to: data_dir, else $CAPSNET_DATA, else the user's cache.
+def load_digits(per_class: int = 36, seed: int = 0) -> Data:
+    """Load the 1,797 handwritten digits of scikit-learn, which need no download; the validation set is empty.
 
-    Raises InputError for what can be no folder.
+    36 images of each digit, drawn by seed 0, are the test set of 360. Images [n, 1, 8, 8].
+    """
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    levels = torch.from_numpy(bunch.images)  # [n, 8, 8], 0 to 16
+    images = (levels * (255 / 16)).round().to(torch.uint8).unsqueeze(1)  # [n, 1, 8, 8]
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = hold_out(ImageSet(images, labels), [per_class] * 10, seed)
+    return Data("digits", tuple(str(digit) for digit in range(10)), train, train.select(torch.arange(0)), test)
+
+
+def data_folder(data_dir: str | Path | None = None) -> Path:
+    """Return the folder where files are searched for and downloaded to: data_dir, else $CAPSNET_DATA, else the cache.
+
+    Raises InputError for a path that cannot be a folder.
     """
     chosen = os.environ.get("CAPSNET_DATA") or None if data_dir is None else data_dir
-    if chosen is not None:
-        folder = usable_path(chosen)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file: name the folder that holds the data, or is to")
-        return folder
-    import pooch
+    if chosen is None:
+        try:
+            return cache_folder()
+        except RuntimeError as error:
+            raise InputError("there is no home folder to keep data in: name another one with --data-dir") from error
+    folder = usable_path(chosen)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: name the folder that holds the data, or is to")
+    return folder
 
-    return Path(pooch.os_cache("capsnet"))
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """Read an IDX file of bytes with this number of dimensions (3 for images [n, h, w], 1 for labels [n]) → uint8.
+
+    Raises InputError, naming the file, where it is in another format, truncated, empty or longer than its header says,
+    or where its header announces more than 256 MiB and 20 times the file: then nothing but the header is unpacked.
+    """
+    check_regular(path)
+    try:
+        with _unpacking(path) as file:
+            shape = _shape(path, file.read(4 + 4 * dimensions), dimensions)
+            expected = math.prod(shape)
+            check_unpacked(path, expected, "gunzip it")
+            content = file.read(expected + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): fetch it again") from error
+    if len(content) < expected:
+        raise InputError(f"{path} is cut short: {len(content)} bytes where {shape} takes {expected}: fetch it again")
+    if len(content) > expected:
+        raise InputError(f"{path} is too long: more than the {expected} bytes that {shape} takes: fetch it again")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())
+
+
+def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+    if header[:4] != bytes([0, 0, 8, dimensions]):  # 8: unsigned bytes
+        found = header[:4].hex() or "nothing"
+        raise InputError(f"{path} is no IDX file of {dimensions}-D bytes: it begins with {found}")
+    if len(header) < 4 + 4 * dimensions:
+        raise InputError(f"{path} is cut short within its header: fetch it again")
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    if 0 in shape:
+        raise InputError(f"{path} is empty: its dimensions are {shape}")
+    return shape
+
+
+@contextmanager
+def _unpacking(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    with path.open("rb") as file:
+        gzipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not gzipped:
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            yield unpacked
 
 
 def _found(folder: Path, name: str, file: str) -> Path | None:
@@ -147,12 +221,12 @@ def _download(folder: Path, name: str, file: str, missing: list[str]) -> Path:
     for mirror in source.mirrors:
         logging.getLogger(__name__).info("downloading %s to %s", mirror + file, folder / name)
         try:
-            with _silent(pooch.get_logger()):  # our own line says it
+            with _silent(pooch.get_logger()):  # we log the download ourselves
                 return Path(
                     pooch.retrieve(mirror + file, f"sha256:{checksum}", file, folder / name, downloader=downloader)
                 )
-        except (OSError, ValueError) as error:  # a ValueError of pooch's is a wrong checksum
-            failures.append(f"{mirror}: {_reason(error)}")
+        except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong checksum
+            failures.append(f"{mirror}: {_failure(error)}")
     raise InputError(
         f"{name}: {', '.join(missing)} not in {folder / name} or {folder}, and the download failed "
         f"({'; '.join(failures)}): put the files there, or say with --data-dir where they are"
@@ -161,7 +235,7 @@ def _download(folder: Path, name: str, file: str, missing: list[str]) -> Path:
 
 @contextmanager
 def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Have a library's logger show warnings alone for a while."""
+    """Have a library's logger show only warnings for a while."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -170,7 +244,7 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _reason(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP status {response.status_code}"

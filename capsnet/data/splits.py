@@ -1,6 +1,7 @@
-"""Which part an image of one's own belongs to: what its content says, so that others come and go without moving it.
+"""Splits of a data set: at random by a seed, or by the content of each image.
 
-A digest stands for an image's content: copies of an image have the same one, and stay together.
+A split by content does not change for the other images when some are added or removed. An image's content is known by a
+digest: copies of an image have the same one, and stay in one part.
 """
 
 import hashlib
@@ -13,7 +14,31 @@ from capsnet.data.sets import ImageSet
 from capsnet.errors import InputError
 
 TENTH = 0.1
-FEW = 10  # images, of which no tenth is set aside if chance does not
+FEW = 10  # from this many images on, at least one is a validation image
+
+
+def split(images: ImageSet, validation: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Draw a validation set by a seed → the other images, and the validation set.
+
+    Raises InputError where `validation` is negative or leaves no image to train on.
+    """
+    if not 0 <= validation < len(images):
+        raise InputError(
+            f"{validation} validation images cannot be drawn from {len(images)}: "
+            f"choose --validation from 0 to {len(images) - 1}"
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.select(order[validation:].sort().values), images.select(order[:validation].sort().values)
+
+
+def hold_out(images: ImageSet, per_class: Sequence[int], seed: int) -> tuple[ImageSet, ImageSet]:
+    """Draw per_class[k] images of each class k by a seed → the other images, and those drawn."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    labels = images.labels.cpu()[order]
+    drawn = torch.cat([order[labels == k][:count] for k, count in enumerate(per_class)])
+    others = torch.ones(len(images), dtype=torch.bool)
+    others[drawn] = False
+    return images.select(others.nonzero().flatten()), images.select(drawn.sort().values)
 
 
 def split_by_content(
@@ -25,28 +50,29 @@ def split_by_content(
     validation: int | None = None,
     seed: int = 0,
 ) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Cut a set in three, train, validation and test; digests has one digest for each image.
+    """Split a set into train, validation and test; digests has one digest for each image.
 
-    - test: whether test images are wanted. They are those whose digest, hashed, is below 0.1 as a fraction in [0, 1):
-      about a tenth. A class left without test images has its lowest one moved there, and the last image of a class
-      stays in training: these are the only cases in which an image added or removed can move another.
-    - validation: how many of the other images are set aside: those whose digests, hashed with the seed, are lowest, so
-      that an image added or removed moves at most one other. Without a number it is those below 0.1, or the lowest
-      where this would be none of ten or more images. The last image of a class stays in training.
+    - test: whether to take test images. They are those whose digest, hashed, is below 0.1 as a fraction in [0, 1):
+      about a tenth. A class left without test images gives the image with its lowest hash, and the last image of a
+      class stays in training: only in these cases can an image that is added or removed move another.
+    - validation: how many of the other images to take: those whose digests, hashed with the seed, are lowest, so that
+      an image that is added or removed moves at most one other. Without a number, take those below 0.1, or the lowest
+      if that gives none of ten or more images. The last image of a class stays in training.
 
-    Copies of an image are in one part, except where a class with nothing else to test takes one of them. File names,
-    order and image sizes play no part, and the test images do not depend on the seed.
-    Raises InputError for a number of validation images that cannot be had, and for a class of a single image where test
-    images are wanted, which cannot be both learned from and tested on.
+    Copies of an image are in one part, except where a class has nothing else to test on and gives one of them. File
+    names, order and image sizes do not matter, and the test images do not depend on the seed.
+
+    Raises InputError for a number of validation images that is not possible, and for a class of a single image where
+    test images are to be taken.
     """
     labels = images.labels.tolist()
     counts = Counter(labels)
     for k, name in enumerate(classes):
         if test and counts[k] < 2:
             raise InputError(f"class {name!r} has {counts[k]} image: add images, or give test images of your own")
-    tested = _test_places(labels, digests) if test else set()
-    others = [place for place in range(len(labels)) if place not in tested]
-    held_out = _validation_places([labels[k] for k in others], [digests[k] for k in others], validation, seed)
+    tested = _test_indices(labels, digests) if test else set()
+    others = [index for index in range(len(labels)) if index not in tested]
+    held_out = _validation_indices([labels[k] for k in others], [digests[k] for k in others], validation, seed)
     validated = {others[k] for k in held_out}
     parts = (set(others) - validated, validated, tested)
     train, held, unseen = (images.select(torch.tensor(sorted(part), dtype=torch.long)) for part in parts)
@@ -54,31 +80,31 @@ def split_by_content(
 
 
 class _Pool:
-    """Images to take from, content by content in an order drawn for a purpose; each class keeps at least one."""
+    """Images to take from, all copies of one content at a time, in a pseudorandom order; each class keeps one image."""
 
     def __init__(self, labels: Sequence[int], digests: Sequence[bytes], purpose: str) -> None:
         self.labels = labels
         self.size = Counter(labels)  # of each class
         self.left = self.size.copy()
         self.taken: set[int] = set()
-        self.places: dict[bytes, list[int]] = defaultdict(list)  # of the images of each content
-        for place, digest in enumerate(digests):
-            self.places[hashlib.sha256(purpose.encode() + digest).digest()].append(place)
-        self.contents = sorted(self.places)
+        self.indices: dict[bytes, list[int]] = defaultdict(list)  # of the images of each content
+        for index, digest in enumerate(digests):
+            self.indices[hashlib.sha256(purpose.encode() + digest).digest()].append(index)
+        self.contents = sorted(self.indices)
 
     def take(self, content: bytes, at_most: int | None = None) -> bool:
-        """Take all images of a content and say so, unless they are too many or a class would keep none."""
-        places = self.places[content]
-        counts = Counter(self.labels[place] for place in places)
-        if any(self.left[k] <= n for k, n in counts.items()) or (at_most is not None and len(places) > at_most):
+        """Take all images of a content, unless they are too many or a class would keep none → whether it did."""
+        indices = self.indices[content]
+        counts = Counter(self.labels[index] for index in indices)
+        if any(self.left[k] <= n for k, n in counts.items()) or (at_most is not None and len(indices) > at_most):
             return False
         self.left -= counts
-        self.taken.update(places)
+        self.taken.update(indices)
         return True
 
     def take_one(self, k: int) -> None:
-        """Take one image of a class, of its lowest content, whatever copies it has."""
-        self.taken.add(next(place for c in self.contents for place in self.places[c] if self.labels[place] == k))
+        """Take one image of a class, with the lowest hash, even if it has copies."""
+        self.taken.add(next(index for c in self.contents for index in self.indices[c] if self.labels[index] == k))
         self.left[k] -= 1
 
 
@@ -86,11 +112,11 @@ def _fraction(content: bytes) -> float:
     return int.from_bytes(content[:8]) / 2**64
 
 
-def _test_places(labels: Sequence[int], digests: Sequence[bytes]) -> set[int]:
+def _test_indices(labels: Sequence[int], digests: Sequence[bytes]) -> set[int]:
     pool = _Pool(labels, digests, "test")
     contents_of: dict[int, dict[bytes, None]] = defaultdict(dict)  # of each class, in order
     for content in pool.contents:
-        for k in {labels[place] for place in pool.places[content]}:
+        for k in {labels[index] for index in pool.indices[content]}:
             contents_of[k][content] = None
         if _fraction(content) < TENTH:
             pool.take(content)
@@ -101,7 +127,7 @@ def _test_places(labels: Sequence[int], digests: Sequence[bytes]) -> set[int]:
     return pool.taken
 
 
-def _validation_places(labels: Sequence[int], digests: Sequence[bytes], count: int | None, seed: int) -> set[int]:
+def _validation_indices(labels: Sequence[int], digests: Sequence[bytes], count: int | None, seed: int) -> set[int]:
     pool = _Pool(labels, digests, f"validation {seed} ")
     if count is None:
         for content in pool.contents:

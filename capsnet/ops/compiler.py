@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from capsnet.files import cache_folder
+
 SECONDS = 60  # until the compiler, which takes 1 to 3 on an idle core, is assumed to hang
 log = logging.getLogger(__name__)
 
@@ -147,7 +149,7 @@ def _compile(command: Sequence[str], path: Path) -> Path:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsnet" / "native"
+    return cache_folder() / "native"
 
 
 def _cached(name: str) -> list[Path]:

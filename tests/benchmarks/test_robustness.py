@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from capsnet.analysis.attacks.plot import plot_attacks
+from capsnet.analysis.attacks.worst_case import Attacks, Ball, WorstCase
 from capsnet.data import load_data
-from capsnet.figures.attacks import draw_attacks
-from capsnet.robustness.attacks import Attacks, Ball, WorstCase
 from tests.training import LEARNS, train
 
 PROGRAMS = Path(__file__).parents[2] / "benchmarks"
@@ -51,7 +51,7 @@ def attacked(tmp_path):
         for name, before, right in (("capsules", 10, 10), ("plain", 55, 30))
         for norm in ("Linf", "L2")
     ]
-    path = draw_attacks(Attacks(tuple(curves), SETTINGS), tmp_path / "attacks.png")
+    path, _ = plot_attacks(Attacks(tuple(curves), SETTINGS), tmp_path / "attacks.png")
     publish(tmp_path, "attacks", json.loads(path.with_suffix(".json").read_text()))
 
 
@@ -60,10 +60,10 @@ def test_the_table_of_attacks_says_worst_case_n_intervals_and_what_was_flagged(p
     made = program.robustness()
     assert "Worst case over all attacks, image by image: an image counts as right only if every attack on it" in made
     assert "Worst case, Linf: accuracy in % of n = 100 test images" in made
-    assert "| capsules | 99.0 [94.6, 99.8] | 10.0 [5.5, 17.4] | level from 10 steps of PGD on; passed all 3" in made
-    flagged = "not level at 20 steps of PGD; FLAGGED by 1 of 3 checks: more steps (ε = 0.1): it may be too high"
-    assert f"| plain | 99.0 [94.6, 99.8] | 30.0 [21.9, 39.6] | {flagged} |" in made
-    assert "| capsules | Linf | 0.1 | 10.0 | 10.0 | from 10 steps |" in made
+    assert "| capsules | 99.0 [94.6, 99.8] | 10.0 [5.5, 17.4] | converged after 10 steps of PGD; passed all 3" in made
+    checks = "FLAGGED by 1 of 3 checks: more steps (ε = 0.1): the accuracy may be too high"
+    assert f"| plain | 99.0 [94.6, 99.8] | 30.0 [21.9, 39.6] | not converged after 20 steps of PGD; {checks} |" in made
+    assert "| capsules | Linf | 0.1 | 10.0 | 10.0 | after 10 steps |" in made
     assert "| plain | Linf | 0.1 | 55.0 | 30.0 | **no** |" in made
     assert "- plain, Linf, more steps: FLAGGED (n = 100, ε = 0.1; PGD-10: 55 %, PGD-20: 30 %)" in made
 
@@ -79,10 +79,15 @@ def test_tables_and_readme_name_the_networks_by_their_own_errors_and_weights(pro
 def test_the_sentence_of_the_readme_says_what_was_flagged_and_whether_the_intervals_are_apart(program):
     made = program.robustness_in_short()
     assert "within ε = 0.1 (Linf, n = 100)" in made
-    assert "capsules still gets 10.0 [5.5, 17.4] % right (level from 10 steps of PGD on; passed all 3 checks)" in made
-    assert "plain still gets 30.0 [21.9, 39.6] % right (not level at 20 steps of PGD; FLAGGED by 1 of 3 checks" in made
+    assert (
+        "capsules has an accuracy of 10.0 [5.5, 17.4] % (converged after 10 steps of PGD; passed all 3 checks)" in made
+    )
+    assert (
+        "plain has an accuracy of 30.0 [21.9, 39.6] % (not converged after 20 steps of PGD; FLAGGED by 1 of 3 checks"
+        in made
+    )
     assert "The intervals are apart: plain is better than capsules." in made
-    assert "Of the ε tried (0.1) they are apart at 0.1." in made
+    assert "Of the ε tried (0.1), the intervals are apart at 0.1." in made
 
 
 @pytest.mark.usefixtures("attacked")
@@ -90,7 +95,7 @@ def test_a_network_measured_alone_is_not_compared(program, tmp_path):
     path = tmp_path / "results" / "robustness" / "capsules-attacks.json"
     alone = json.loads(path.read_text())
     path.write_text(json.dumps(alone | {"curves": alone["curves"][:2]}))
-    assert "No other network was measured: this compares nothing." in program.robustness_in_short()
+    assert "No other network was measured for comparison." in program.robustness_in_short()
 
 
 def test_overlapping_intervals_show_no_difference(program):
@@ -104,17 +109,18 @@ def test_what_was_not_measured_is_not_said(program):
 
 
 def test_the_sentence_on_detection_has_n_and_steps(program, tmp_path):
-    def kind(name, epsilon, n, flagged):
+    def group(name, epsilon, n, flagged):
         return {"name": name, "epsilon": epsilon, "tried": 20, "n": n, "flagged": flagged, "undetected": 0, "auc": 0.5}
 
-    suspects = [kind("FGSM", 0.1, 9, 9), kind("PGD", 0.1, 10, 5), kind("aware", 0.1, 12, 0), kind("noise", None, 9, 9)]
-    clean = kind("clean test images", None, 100, 5)
+    attacks = [group("FGSM", 0.1, 9, 9), group("PGD", 0.1, 10, 5), group("adaptive", 0.1, 12, 0)]
+    suspects = [*attacks, group("noise", None, 9, 9)]
+    clean = group("clean test images", None, 100, 5)
     numbers = {"threshold": 5.0, "percentile": 95.0, "steps": 77, "validation_n": 60}
     publish(tmp_path, "detection", numbers | {"clean": clean, "suspects": suspects})
     _, line = program.robustness_in_short().splitlines()
-    assert "that PGD of 77 steps made to fool capsules, 50.0 [23.7, 76.3] % at ε = 0.1 (n = 10)" in line
-    assert "knows the threshold (77 steps too), 0.0 [0.0, 24.2] % at ε = 0.1 (n = 12)" in line
-    assert "of clean test images 5.0 [2.2, 11.2] % (n = 100)" in line
+    assert "with which PGD of 77 steps fools capsules, 50.0 [23.7, 76.3] % at ε = 0.1 (n = 10)" in line
+    assert "which knows the threshold (77 steps too), 0.0 [0.0, 24.2] % at ε = 0.1 (n = 12)" in line
+    assert "of clean test images, 5.0 [2.2, 11.2] % (n = 100)" in line
     assert "| PGD-77, ε = 0.1 | 20 | 10 | 50.0 [23.7, 76.3] |" in program.robustness()
     assert "take 77 steps from one random start" in program.robustness()
 

@@ -1,4 +1,4 @@
-"""Batches hold every image once; shifts move pixels as told and let none wrap around."""
+"""Batches hold every image once; shifts move pixels by the given offsets, without wrapping around."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_each_epoch_is_shuffled_anew_and_the_seed_repeats_them():
     assert torch.equal(torch.stack([first, second]), torch.stack(two_epochs()))
 
 
-def test_batches_are_shifted_when_asked():
+def test_batches_are_shifted_by_the_argument_shift():
     images = ImageSet(torch.full((20, 1, 4, 4), 255, dtype=torch.uint8), torch.zeros(20).long())
     plain, _ = next(batches(images, 20, generator=seeded()))
     moved, _ = next(batches(images, 20, shift=2, generator=seeded()))
@@ -75,7 +75,7 @@ def test_a_shift_that_cannot_be_drawn_is_refused_at_once(shift, generator):
 
 
 def moved_by(image, down, right):
-    """The slow twin: image [c, h, w] moved pixel by pixel."""
+    """The reference: image [c, h, w] moved pixel by pixel."""
     _, h, w = image.shape
     result = torch.zeros_like(image)
     for y in range(h):
@@ -86,7 +86,7 @@ def moved_by(image, down, right):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_a_shift_moves_pixels_as_its_slow_twin_and_fills_with_zeros(dtype):
+def test_a_shift_moves_pixels_as_the_reference_does_and_fills_with_zeros(dtype):
     images = torch.randint(1, 256, (12, 3, 5, 7), generator=seeded()).to(dtype)
     down, right = torch.randint(-2, 3, (2, 12, 1), generator=seeded(1))
     expected = torch.stack([moved_by(*each) for each in zip(images, down.flatten(), right.flatten(), strict=True)])
@@ -109,7 +109,7 @@ def places_of_a_dot(shift, n=2000):
     return (found[:, 2:] - 4).tolist()
 
 
-def test_every_offset_occurs_about_equally_often_and_none_beyond():
+def test_every_offset_occurs_about_equally_often_and_none_is_larger():
     places = [tuple(place) for place in places_of_a_dot(2)]
     counts = {place: places.count(place) for place in places}
     assert set(counts) == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
@@ -123,8 +123,8 @@ def test_images_of_a_batch_are_shifted_each_on_its_own():
 
 def test_the_same_seed_draws_the_same_shifts_whatever_the_size_of_a_batch():
     images = torch.randint(0, 256, (10, 1, 5, 5), dtype=torch.uint8)
-    whole = [drawn(images, 2, size=10) for _ in range(2)]
-    assert torch.equal(*whole)
+    shifts = [drawn(images, 2, size=10) for _ in range(2)]
+    assert torch.equal(*shifts)
 
 
 def test_a_shift_of_zero_moves_nothing():
@@ -132,7 +132,7 @@ def test_a_shift_of_zero_moves_nothing():
     assert torch.equal(shifted(images, torch.zeros(2, 4).long(), 0), images)
 
 
-def test_a_shift_never_wraps_even_past_the_whole_image():
+def test_a_shift_never_wraps_even_if_larger_than_the_image():
     moved = drawn(torch.full((200, 1, 3, 3), 255, dtype=torch.uint8), 5)
     assert torch.isin(moved.sum(dim=(1, 2, 3)), torch.tensor([0.0, 1, 2, 3, 4, 6, 9])).all()  # rectangles only
     assert (moved.sum(dim=(1, 2, 3)) == 0).any()

@@ -1,4 +1,4 @@
-"""Files made to do harm are refused in one line, at once and in little memory: before they are unpacked."""
+"""Malicious files are refused in one line, quickly and in little memory: before they are unpacked."""
 
 import gzip
 import io
@@ -18,10 +18,9 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from capsnet.data import image_tensor, load_data
-from capsnet.data.idx import read_idx
-from capsnet.data.inputs import MAX_UNPACKED
-from capsnet.data.sources import FILES, data_folder
+from capsnet.data.sources import FILES, data_folder, read_idx
 from capsnet.errors import InputError
+from capsnet.files import MAX_UNPACKED
 
 GREY = (1, 4, 6)
 

@@ -43,7 +43,7 @@ def test_grey_becomes_three_equal_channels(tmp_path):
 
 
 @pytest.mark.parametrize(("invert", "ink"), [(False, 200), (True, 55)])
-def test_what_is_transparent_comes_out_black(tmp_path, invert, ink):
+def test_transparent_pixels_become_black(tmp_path, invert, ink):
     image = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
     image.paste((200, 200, 200, 255), (0, 0, 3, 4))
     image.save(tmp_path / "image.png")

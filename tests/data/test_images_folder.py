@@ -1,9 +1,10 @@
-"""A folder of images is read whole: none is dropped in silence."""
+"""A folder of images is a data set, and may bring its own parts; no image is dropped without an error."""
 
 import pytest
+import torch
 from PIL import Image
 
-from capsnet.data.images import read_folder
+from capsnet.data.images import image_paths, read_folder
 from capsnet.errors import InputError
 
 GREY = (1, 4, 6)
@@ -51,11 +52,66 @@ def test_parts_of_different_classes_are_refused(tmp_path):
         read_folder(tmp_path)
 
 
-def test_a_folder_of_parts_of_other_names_is_not_taken_for_classes(tmp_path):
-    pets(tmp_path / "train")
-    pets(tmp_path / "val")
-    with pytest.raises(InputError, match="train/cat is a folder within the class 'train'"):
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("test", [True, False])
+def test_a_folder_may_bring_validation_images_under_three_names(tmp_path, name, test):
+    pets(tmp_path / "train", n=20)
+    pets(tmp_path / name, n=3)
+    if test:
+        pets(tmp_path / "test", n=2)
+    data = read_folder(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.validation.images[:, 0, 0, 0].tolist() == [0, 10, 20, 0, 10, 20]
+    if test:
+        assert (len(data.train), len(data.test)) == (40, 4)
+    else:  # held out of the training images, by content
+        pets(tmp_path / "alone", n=20)
+        alone = read_folder(tmp_path / "alone", validation=0)
+        assert torch.equal(data.test.images, alone.test.images)
+        assert torch.equal(data.train.images, alone.train.images)
+        assert len(data.test) >= 2
+
+
+def test_validation_images_under_two_names_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        pets(tmp_path / name)
+    with pytest.raises(InputError, match=r"has val/ and valid/: keep one of them$"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_images_of_other_classes_than_the_training_images_are_refused(tmp_path, name):
+    pets(tmp_path / "train")
+    pets(tmp_path / name)
+    (tmp_path / name / "dog").rename(tmp_path / name / "wolf")
+    with pytest.raises(InputError, match=f"class 'dog' is not in both train/ and {name}/: give all the same classes"):
+        read_folder(tmp_path)
+
+
+def test_part_folders_with_a_folder_of_another_name_are_taken_for_classes_and_refused(tmp_path):
+    pets(tmp_path / "train")
+    pets(tmp_path / "dev")
+    with pytest.raises(InputError, match="dev/cat is a folder within the class 'dev'"):
+        read_folder(tmp_path)
+
+
+def test_a_folder_stands_for_the_images_in_it_and_below_sorted_by_path(tmp_path):
+    pets(tmp_path / "b", n=2)
+    lone = save(tmp_path / "a.png")
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    (tmp_path / "b" / ".hidden").mkdir()
+    save(tmp_path / "b" / ".hidden" / "0.png")
+    (tmp_path / "b" / "cat" / "loop").symlink_to(tmp_path / "b")
+    inside = [tmp_path / "b" / name for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")]
+    assert image_paths([tmp_path]) == [lone, *inside]
+    assert image_paths([tmp_path / "b", str(lone)]) == [*inside, lone]
+    assert image_paths([tmp_path / "missing.png"]) == [tmp_path / "missing.png"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("no image")
+    with pytest.raises(InputError, match=f"^{tmp_path} holds no images: name image files, or a folder that has some$"):
+        image_paths([tmp_path])
 
 
 def test_images_are_grey_only_if_all_are(tmp_path):
@@ -66,7 +122,7 @@ def test_images_are_grey_only_if_all_are(tmp_path):
     assert read_folder(tmp_path).image_shape == COLOUR
 
 
-def test_hidden_files_and_notes_are_passed_over(tmp_path):
+def test_hidden_files_and_notes_are_skipped(tmp_path):
     for name in (".DS_Store", "Thumbs.db", "README.md", "licence.TXT"):
         (pets(tmp_path, n=4) / "cat" / name).write_text("no image")
     (tmp_path / ".hidden").mkdir()
@@ -88,9 +144,9 @@ def test_unreadable_images_are_counted_and_five_are_named(tmp_path):
     assert message.endswith("repair or remove them")
 
 
-def test_an_unknown_kind_of_file_is_not_dropped_in_silence(tmp_path):
-    (pets(tmp_path) / "cat" / "drawing.svg").write_text("<svg/>")
-    with pytest.raises(InputError, match=r"1 unusable files: .+drawing\.svg"):
+def test_a_file_of_unknown_type_is_not_silently_skipped(tmp_path):
+    (pets(tmp_path) / "cat" / "sketch.svg").write_text("<svg/>")
+    with pytest.raises(InputError, match=r"1 unusable files: .+sketch\.svg"):
         read_folder(tmp_path)
 
 
@@ -100,7 +156,7 @@ def test_an_empty_class_is_named(tmp_path):
         read_folder(tmp_path)
 
 
-def test_sizes_that_differ_are_told_with_the_way_out(tmp_path):
+def test_images_of_different_sizes_are_refused_with_the_option_that_helps(tmp_path):
     save(pets(tmp_path) / "dog" / "wide.png", size=(9, 4))
     with pytest.raises(InputError, match=r"images of 2 sizes, 4x6 \(.+0\.png\), 4x9 \(.+wide\.png\): .+ --image-size"):
         read_folder(tmp_path)

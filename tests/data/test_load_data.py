@@ -1,4 +1,4 @@
-"""The one door to the data: by name or by path, with its validation images drawn."""
+"""`load_data` loads data by name or by path, and splits off validation images."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def contents(images):
     return {bytes(image.flatten().tolist()) for image in images.images}
 
 
-def test_digits_come_with_a_tenth_of_the_training_images_set_aside():
+def test_a_tenth_of_the_training_digits_are_validation_images():
     data = load_data("digits")
     assert (len(data.train), len(data.validation), len(data.test)) == (1294, 143, 360)
     assert not contents(data.train) & contents(data.validation)
@@ -37,7 +37,7 @@ def test_the_test_images_do_not_depend_on_the_seed_but_the_validation_images_do(
     assert not torch.equal(first.validation.images, second.validation.images)
 
 
-def test_mnist_sets_5000_images_aside(tmp_path, write_idx):
+def test_5000_images_of_mnist_are_validation_images(tmp_path, write_idx):
     for file, shape in zip(FILES, ((5003, 2, 2), (5003,), (2, 2, 2), (2,)), strict=True):
         write_idx(tmp_path / file, torch.zeros(shape, dtype=torch.uint8))
     data = load_data("mnist", data_dir=tmp_path)
@@ -57,7 +57,7 @@ def test_a_folder_is_loaded_by_its_path(tmp_path):
     assert len(set.union(*parts)) == sum(len(part) for part in parts) == 40
 
 
-def test_validation_images_a_folder_brings_are_kept(tmp_path):
+def test_validation_images_that_a_folder_brings_are_used(tmp_path):
     for part, n in (("train", 5), ("validation", 3), ("test", 2)):
         folder_of_images(tmp_path / part, "cat", "dog", n=n)
     data = load_data(str(tmp_path))
@@ -73,7 +73,7 @@ def test_an_npz_file_is_loaded_by_its_path(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "shape"), [(12, (1, 12, 12)), ((10, 14), (1, 10, 14))])
-def test_every_part_is_resized_when_asked(size, shape):
+def test_every_part_is_resized_to_image_size(size, shape):
     data = load_data("digits", image_size=size)
     assert data.image_shape == shape
     assert data.validation.images.shape[1:] == data.test.images.shape[1:] == shape
@@ -90,7 +90,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name):
         load_data(name)
 
 
-def test_importing_the_data_floor_loads_nothing_slow():
+def test_importing_the_data_modules_imports_nothing_slow():
     code = "import sys, capsnet.data; print({'sklearn', 'pooch', 'PIL'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Parts of a data set are disjoint, cover everything and are drawn by their seed."""
+"""Data sets are checked, recognised by their fingerprints, and resized."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from time import perf_counter
 import pytest
 import torch
 
-from capsnet.data.sets import Data, Fingerprint, ImageSet, hold_out, split
+from capsnet.checks import parse_json
+from capsnet.data.sets import Data, Fingerprint, ImageSet, resized, size_pair
 from capsnet.errors import InputError
-from capsnet.schema import parse_json
 
 
 def numbered(n, classes=2):
@@ -18,54 +18,7 @@ def numbered(n, classes=2):
     return ImageSet(torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1), torch.arange(n) % classes)
 
 
-def numbers(images):
-    return images.images.flatten().tolist()
-
-
-def test_a_split_is_disjoint_and_covers_everything():
-    train, validation = split(numbered(50), 12, seed=0)
-    assert (len(train), len(validation)) == (38, 12)
-    assert sorted(numbers(train) + numbers(validation)) == list(range(50))
-
-
-def test_labels_stay_with_their_images():
-    for part in split(numbered(50, classes=7), 12, seed=0):
-        assert part.labels.tolist() == [number % 7 for number in numbers(part)]
-
-
-def test_a_split_is_drawn_by_its_seed():
-    drawn = [numbers(split(numbered(50), 12, seed)[1]) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0] != list(range(12))
-
-
-def test_a_split_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    split(numbered(50), 12, seed=0)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_validation_set_may_be_empty():
-    train, validation = split(numbered(5), 0, seed=0)
-    assert numbers(train) == list(range(5))
-    assert validation.images.shape == (0, 1, 1, 1)
-
-
-@pytest.mark.parametrize("validation", [5, 6, -1])
-def test_a_validation_set_that_leaves_nothing_is_refused(validation):
-    with pytest.raises(
-        InputError, match=f"{validation} validation images cannot be drawn from 5: choose --validation from 0 to 4"
-    ):
-        split(numbered(5), validation, seed=0)
-
-
-def test_what_is_held_out_has_the_asked_number_of_each_class():
-    others, held_out = hold_out(numbered(30, classes=3), [1, 4, 0], seed=0)
-    assert held_out.labels.bincount(minlength=3).tolist() == [1, 4, 0]
-    assert sorted(numbers(others) + numbers(held_out)) == list(range(30))
-
-
-def test_a_set_moves_to_a_device_whole():
+def test_the_images_and_the_labels_of_a_set_move_to_a_device():
     moved = numbered(3).to("meta")
     assert moved.images.device.type == moved.labels.device.type == "meta"
 
@@ -163,3 +116,33 @@ def test_the_fingerprint_of_as_many_images_as_mnist_s_takes_less_than_a_second()
     start = perf_counter()
     assert images.fingerprint().n == 60000
     assert perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("size", [(4, 9), (28, 28), (40, 30)])
+def test_a_constant_image_stays_constant(size):
+    image = torch.tensor([0, 77, 255], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(1, 3, 28, 28)
+    expected = image[..., :1, :1].expand(1, 3, *size)
+    assert torch.equal(resized(image, size), expected)
+
+
+def test_a_size_that_fits_changes_nothing():
+    images = torch.randint(0, 256, (5, 3, 8, 9), dtype=torch.uint8)
+    assert torch.equal(resized(images, (8, 9)), images)
+
+
+def test_making_smaller_averages_instead_of_dropping_pixels():
+    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(32).expand(1, 1, 64, 64)
+    small = resized(stripes, (8, 8))
+    assert small.min() > 120
+    assert small.max() < 135
+
+
+def test_one_number_is_the_side_of_a_square():
+    assert size_pair(32) == (32, 32)
+    assert size_pair((24, 32)) == (24, 32)
+
+
+@pytest.mark.parametrize("size", [0, (28, 0), -3])
+def test_a_size_below_one_pixel_is_refused(size):
+    with pytest.raises(InputError, match="pixels are impossible: give --image-size at least 1"):
+        size_pair(size)

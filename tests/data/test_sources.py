@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: the real files are what they should be, and files on disk are found or refused."""
+"""The real files of MNIST and Fashion-MNIST are as expected, files on disk are found or refused, and the digits."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from capsnet.data import sources
-from capsnet.data.sources import FILES, data_folder, load_source
+from capsnet.data.sources import FILES, data_folder, load_digits, load_source
 from capsnet.errors import InputError
 
 REAL = Path(os.environ.get("CAPSNET_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -39,7 +39,7 @@ def test_the_real_files_have_the_checksums_of_the_table(name):
     assert found == sources.SOURCES[name].sha256
 
 
-def test_one_real_set_is_not_taken_for_the_other():
+def test_the_files_of_one_set_are_refused_under_the_name_of_the_other():
     if not (REAL / "mnist").is_dir():
         pytest.skip("no mnist/ in $CAPSNET_DATA or ../shared/data")
     with pytest.raises(InputError, match=r"the files for fashion_mnist in .+ are those of mnist: keep each set in"):
@@ -56,13 +56,24 @@ def test_files_are_found_at_the_top_or_under_their_name_gzipped_or_not(tmp_path,
     assert (len(data.validation), len(data.test)) == (0, 2)
 
 
-def test_data_dir_goes_before_the_environment_and_this_before_the_cache(tmp_path, monkeypatch):
+def test_data_dir_takes_precedence_over_the_environment_and_this_over_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CAPSNET_DATA", str(tmp_path / "environment"))
-    assert data_folder(tmp_path / "told") == tmp_path / "told"
+    assert data_folder(tmp_path / "given") == tmp_path / "given"
     assert data_folder() == tmp_path / "environment"
     monkeypatch.delenv("CAPSNET_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert "capsnet" in data_folder().parts
+    assert data_folder() == tmp_path / "cache" / "capsnet"
+
+
+def test_a_user_without_a_home_folder_is_asked_for_another_one(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CAPSNET_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match="there is no home folder to keep data in: name another one with --data-dir"):
+        data_folder()
 
 
 def test_images_and_labels_of_different_numbers_are_refused(tmp_path, put):
@@ -85,3 +96,33 @@ def test_a_label_above_9_is_refused(tmp_path, put, write_idx):
 
 def test_each_set_has_two_mirrors():
     assert all(len(source.mirrors) >= 2 for source in sources.SOURCES.values())
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+def test_the_test_holds_36_of_each_digit(digits):
+    assert digits.test.labels.bincount().tolist() == [36] * 10
+
+
+def test_train_and_test_together_are_all_1797_scans(digits):
+    assert (len(digits.train), len(digits.validation), len(digits.test)) == (1437, 0, 360)
+    sizes = digits.train.labels.bincount() + digits.test.labels.bincount()
+    assert sizes.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_no_test_scan_is_among_the_training_scans(digits):
+    train, test = ({bytes(image.flatten().tolist()) for image in part.images} for part in (digits.train, digits.test))
+    assert not train & test
+
+
+def test_levels_0_to_16_become_bytes_0_to_255(digits):
+    assert digits.image_shape == (1, 8, 8)
+    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.images.unique().tolist() == [round(level * 255 / 16) for level in range(17)]
+
+
+def test_the_test_is_the_same_every_time(digits):
+    assert torch.equal(load_digits().test.images, digits.test.images)

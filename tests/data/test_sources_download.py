@@ -1,4 +1,4 @@
-"""Missing files are downloaded, here from a real server, or refused with the way out; half a file is never left."""
+"""Missing files are downloaded, here from a real server, or there is an error; a partial file is never left."""
 
 import gzip
 import hashlib
@@ -61,7 +61,7 @@ def test_missing_files_are_downloaded_under_the_name_of_the_set(tmp_path, mirror
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_download_is_told_in_one_plain_line(tmp_path, mirror, caplog):
+def test_a_download_is_logged_in_one_line(tmp_path, mirror, caplog):
     mirror("good")
     with caplog.at_level("INFO", logger="capsnet"):
         load_source("mnist", tmp_path / "data")

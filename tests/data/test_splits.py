@@ -1,4 +1,4 @@
-"""Where an image of one's own goes follows from what it holds: others come and go without moving it."""
+"""Splits are disjoint and cover everything; by content, adding or removing images does not move others."""
 
 from itertools import chain
 
@@ -9,10 +9,62 @@ from PIL import Image
 
 from capsnet.data import load_data
 from capsnet.data.sets import ImageSet
-from capsnet.data.splits import split_by_content
+from capsnet.data.splits import hold_out, split, split_by_content
 from capsnet.errors import InputError
 
 PARTS = ("train", "validation", "test")
+
+
+def numbered(n, classes=2):
+    """Images whose one pixel is their number."""
+    return ImageSet(torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1), torch.arange(n) % classes)
+
+
+def numbers(images):
+    return images.images.flatten().tolist()
+
+
+def test_a_split_is_disjoint_and_covers_everything():
+    train, validation = split(numbered(50), 12, seed=0)
+    assert (len(train), len(validation)) == (38, 12)
+    assert sorted(numbers(train) + numbers(validation)) == list(range(50))
+
+
+def test_labels_stay_with_their_images():
+    for part in split(numbered(50, classes=7), 12, seed=0):
+        assert part.labels.tolist() == [number % 7 for number in numbers(part)]
+
+
+def test_a_split_is_drawn_by_its_seed():
+    drawn = [numbers(split(numbered(50), 12, seed)[1]) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] != list(range(12))
+
+
+def test_a_split_does_not_change_the_global_generator():
+    before = torch.get_rng_state()
+    split(numbered(50), 12, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_validation_set_may_be_empty():
+    train, validation = split(numbered(5), 0, seed=0)
+    assert numbers(train) == list(range(5))
+    assert validation.images.shape == (0, 1, 1, 1)
+
+
+@pytest.mark.parametrize("validation", [5, 6, -1])
+def test_a_validation_set_that_leaves_nothing_is_refused(validation):
+    with pytest.raises(
+        InputError, match=f"{validation} validation images cannot be drawn from 5: choose --validation from 0 to 4"
+    ):
+        split(numbered(5), validation, seed=0)
+
+
+def test_the_requested_number_of_each_class_is_held_out():
+    others, held_out = hold_out(numbered(30, classes=3), [1, 4, 0], seed=0)
+    assert held_out.labels.bincount(minlength=3).tolist() == [1, 4, 0]
+    assert sorted(numbers(others) + numbers(held_out)) == list(range(30))
 
 
 def cut(contents, labels, *, test=True, validation=None, seed=0):
@@ -68,7 +120,7 @@ def moved(before, after):
     return {image for image in before.keys() & after.keys() if before[image] != after[image]}
 
 
-def test_about_a_tenth_of_a_folder_is_tested_on_and_a_tenth_of_the_others_set_aside(thousand):
+def test_about_a_tenth_of_a_folder_are_test_images_and_a_tenth_of_the_others_validation_images(thousand):
     data = load_data(str(thousand))
     assert 75 < len(data.test) < 125
     assert 65 < len(data.validation) < 115
@@ -91,15 +143,15 @@ def test_images_removed_from_a_folder_of_a_thousand_move_none(thousand, tmp_path
     assert not moved(before, after)
 
 
-def test_files_of_a_folder_under_other_names_and_in_another_order_stay_where_they_were(thousand, tmp_path):
+def test_renaming_and_reordering_the_files_of_a_folder_does_not_change_the_split(thousand, tmp_path):
     before = parts_of(thousand)
     assert parts_of(copy_of(thousand, tmp_path, rename=lambda stem: stem[::-1])) == before
 
 
-def test_the_images_size_has_no_part_in_where_they_go(thousand):
-    whole, small = (load_data(str(thousand), image_size=size) for size in (None, 2))
+def test_the_part_of_an_image_does_not_depend_on_its_size(thousand):
+    full, small = (load_data(str(thousand), image_size=size) for size in (None, 2))
     for name in PARTS:
-        assert torch.equal(getattr(whole, name).resized((2, 2)).images, getattr(small, name).images)
+        assert torch.equal(getattr(full, name).resized((2, 2)).images, getattr(small, name).images)
 
 
 def test_the_test_images_do_not_depend_on_the_seed_but_the_validation_images_do(thousand):
@@ -110,7 +162,7 @@ def test_the_test_images_do_not_depend_on_the_seed_but_the_validation_images_do(
 
 
 @pytest.mark.parametrize("layout", ["channels last", "floats", "reversed"])
-def test_an_image_of_an_npz_file_goes_by_its_pixels_alone(tmp_path, layout):
+def test_the_part_of_an_image_of_an_npz_file_depends_on_its_pixels_only(tmp_path, layout):
     images = np.random.default_rng(0).integers(0, 256, (200, 4, 4), dtype=np.uint8)
     labels = np.arange(200) % 2
     others = {"channels last": (images[..., None], labels), "floats": (images / 255, labels)}

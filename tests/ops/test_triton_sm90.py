@@ -83,7 +83,6 @@ class Launches(TorchDispatchMode):
 def _launches(tensors, dtype):
     """Triton's launches and the names of PyTorch's, of routing forward and backward."""
     import kernels as program
-
     from capsnet.ops import dispatch
     from capsnet.ops.routing import route
 

@@ -1,4 +1,4 @@
-"""The calls by which a process changes a folder for good: renames, fsyncs, removals, new folders."""
+"""Hooks around the calls that change a folder: rename, fsync, removal, new folder."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 
 
 class Change(NamedTuple):
-    """One call, counted from 1, and the file or folder that it is about."""
+    """A call, numbered from 1, and the file or folder that it changes."""
 
     number: int
     call: str
@@ -17,7 +17,7 @@ class Change(NamedTuple):
 
 
 def at_each_change(below: Path, before: Callable[[Change], None], after: Callable[[Change], None]) -> None:
-    """Have this process call `before` and `after` around each change of what lies below a folder, from now on."""
+    """From now on, call `before` and `after` around each change that this process makes below a folder."""
     count = 0
 
     def wrap(name: str) -> None:

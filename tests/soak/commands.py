@@ -1,4 +1,4 @@
-"""Command lines of random flags and odd values: understood, or refused in one line with exit status 2."""
+"""Command lines of random flags and odd values: accepted, or refused in one line with exit status 2."""
 
 import contextlib
 import io
@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
+
 from capsnet import cli
 from capsnet.errors import InputError
-from capsnet.verbs import VERBS
+from tests.commands import parsed
 from tests.soak.processes import fork, import_all
 
 LINES = 5_000
@@ -27,12 +29,11 @@ VALUES = (
     *("x" * 300, "../" * 100, "é", "🧀", "%s", "{0}", "-h", "--run", "--resume", "--seed=1", "@file", "*"),
 )
 SOUND = ("1", "2", "3", "0.5", "8", "digits", "dense", "capsnet", "fast", "mnist", "True", "a", "small-cnn", "auto")
-SLOW = ("bench",)  # and a training of data that exist
 DATA = ("digits", "mnist", "fashion_mnist")
 
 
 def commands(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
-    """Parse random command lines, and run those that name no data to train on: their runs do not exist."""
+    """Parse random command lines, and run those that do not name data to train on: their runs do not exist."""
     import_all()
     record = room / "counted.json"
     ended = fork(partial(try_lines, room, rng, count or LINES, record)).wait(limit=7200)
@@ -43,9 +44,9 @@ def commands(room: Path, rng: random.Random, count: int | None) -> dict[str, Any
 
 
 def try_lines(room: Path, rng: random.Random, n: int, record: Path) -> None:
-    """Try n lines, and write down what came of them."""
+    """Try n lines, and write their outcomes to a file."""
     os.chdir(room)
-    flags = {name: flags_of(name) for name in VERBS}
+    flags = {name: flags_of(name) for name in cli.COMMANDS}
     outcomes, found, examples = Counter[str](), Counter[str](), dict[str, list[str]]()
     slowest = 0.0
     for _ in range(n):
@@ -57,32 +58,36 @@ def try_lines(room: Path, rng: random.Random, n: int, record: Path) -> None:
         if fault:
             found[fault] += 1
             examples.setdefault(fault, line)
-    counted = {"lines": n, "outcomes": outcomes, "processor_seconds": round(slowest, 3)}
+    counted = {"lines": n, "outcomes": outcomes, "cpu_seconds": round(slowest, 3)}
     record.write_text(json.dumps(counted | {"findings": found, "examples": examples}))
 
 
 def flags_of(name: str) -> list[str]:
-    """The flags that the help of a verb names."""
+    """The options that the help of a command names."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        cli.parse([name, "--help"])
+    with contextlib.redirect_stdout(said), contextlib.suppress(click.exceptions.Exit):
+        cli.execute([name, "--help"])
     return sorted({*re.findall(r"--[a-z][a-z-]*", said.getvalue())})
 
 
 def outcome_of(line: list[str]) -> tuple[str, str | None]:
-    """What came of a command line, and what is wrong with it."""
+    """The outcome of a command line, and what is wrong with it, if anything."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            verb = cli.parse(line)
-        if line[0] in SLOW or (line[0] == "train" and verb.data in DATA):
-            return "understood", None
+            context = parsed(line)
+        if context.params.get("data") in DATA and context.info_name == "train":
+            return "accepted", None
         sys.argv = ["capsnet", *line]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             cli.main()
         return "done", None
     except InputError as error:
-        return "refused", None if len(str(error).splitlines()) == 1 else "an InputError of other than one line"
+        return "refused", None if len(str(error).splitlines()) == 1 else "an InputError of several lines"
+    except click.exceptions.Exit:
+        return "help", None
+    except click.UsageError as error:
+        return "refused", None if len(cli.explanation(error).splitlines()) == 1 else "a refusal of several lines"
     except SystemExit as stop:
         if not stop.code:
             return "help", None
@@ -94,10 +99,10 @@ def outcome_of(line: list[str]) -> tuple[str, str | None]:
 
 
 def random_line(rng: random.Random, flags: dict[str, list[str]]) -> list[str]:
-    """A verb, or what is none, and up to eight words."""
-    verb = rng.choice([*VERBS, "train", "train", "evaluate", "predict", rng.choice(VALUES)])
-    words = [verb] if rng.random() < 0.97 else []
-    known, odd = flags.get(verb, ["--run"]), rng.choice((0.1, 0.5, 1.0))
+    """A command, or an invalid one, and up to eight words."""
+    command = rng.choice([*cli.COMMANDS, "train", "train", "evaluate", "predict", rng.choice(VALUES)])
+    words = [command] if rng.random() < 0.97 else []
+    known, odd = flags.get(command, ["--run"]), rng.choice((0.1, 0.5, 1.0))
     for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 8))):
         flag = rng.choice(known)
         kind = rng.random()

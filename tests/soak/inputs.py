@@ -1,6 +1,6 @@
-"""Damaged files of every kind that the package reads: each is read or refused in one line, soon and in little memory.
+"""Damaged files of every kind that the package reads: each is read or refused in one line, in little time and memory.
 
-The files are read in processes of their own, a few thousand each, under a limit of memory and of time.
+The files are read in child processes, a few thousand in each, with limits of memory and time.
 """
 
 import json
@@ -28,14 +28,14 @@ from tests.soak.odd import ClassFolders, OddCheckpoints
 from tests.soak.processes import digest, fork, import_all
 
 INPUTS = 120_000
-SECONDS = 5  # that one input may take
-HANGS = 30  # seconds of wall time, on a machine that others use too, after which a process is killed
-MEMORY = 4 << 30  # bytes that a process may have beyond what it has at first
+SECONDS = 5  # of CPU time for one input
+HANGS = 30  # seconds of wall time for one input, after which a process is killed
+MEMORY = 4 << 30  # bytes that a process may allocate
 SHARDS = 2  # processes at a time
 
 
 def inputs(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
-    """Try all kinds, `count` inputs in all, and at least one of each."""
+    """Try all kinds of files: `count` inputs in total, and at least one of each kind."""
     memory = Path("/dev/shm")
     seed = rng.randrange(2**32)
     import_all()
@@ -53,12 +53,12 @@ def inputs(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
 
 
 def worst(counted: dict[str, Any]) -> dict[str, Any]:
-    """The longest time and the most memory of all kinds."""
-    return {name: max(kind[name] for kind in counted.values()) for name in ("processor_seconds", "peak_mib")}
+    """The longest time and the largest memory of all kinds."""
+    return {name: max(kind[name] for kind in counted.values()) for name in ("cpu_seconds", "peak_mib")}
 
 
 def all_kinds(room: Path, run: Run) -> list[Any]:
-    """Every kind of file, a `Kind` or one of those in odd.py, below a folder; `run` lies there too."""
+    """Every kind of file, a `FileKind` or a class of odd.py, below a folder that contains `run` too."""
     torch.manual_seed(0)
     images = image_kinds(room)
     return [
@@ -72,24 +72,24 @@ def all_kinds(room: Path, run: Run) -> list[Any]:
 
 
 def prepare(room: Path) -> None:
-    """Make a run to damage, and write down all kinds and how often each is to be tried."""
+    """Make a run to damage, and write the share of each kind to a file."""
     shares = {kind.name: kind.share for kind in all_kinds(room, small_run(room))}
     (room / "kinds.json").write_text(json.dumps(shares))
 
 
 def tried(room: Path, place: int, n: int, seed: int) -> dict[str, Any]:
-    """Read n damaged files of one kind, in processes side by side; one that dies is replaced."""
+    """Read n damaged files of one kind, in parallel processes; a process that dies is replaced."""
     progress = mmap.mmap(-1, 8 * SHARDS)
     for shard in range(SHARDS):
         progress[8 * shard : 8 * shard + 8] = struct.pack("q", shard)
     counted, died = Counter[str](), Counter[str]()
-    most = {"processor_seconds": 0.0, "peak_mib": 0.0, "seconds_in_all": 0.0}
+    most = {"cpu_seconds": 0.0, "peak_mib": 0.0, "total_seconds": 0.0}
     waiting = [*range(min(SHARDS, n))]
     while waiting:
         children = {shard: fork(partial(work, room, place, n, seed, shard, progress)) for shard in waiting}
         waiting = []
         for shard, child in children.items():
-            ended = child.wait(limit=7200)  # it is killed by itself where an input hangs
+            ended = child.wait(limit=7200)  # its timer kills it where an input hangs
             (at,) = struct.unpack("q", progress[8 * shard : 8 * shard + 8])
             if ended.status > 0:
                 raise RuntimeError(ended.said)
@@ -101,9 +101,9 @@ def tried(room: Path, place: int, n: int, seed: int) -> dict[str, Any]:
                 found = json.loads(path.read_text())
                 path.unlink()
                 counted.update(found["counts"])
-                for name in ("processor_seconds", "peak_mib"):
+                for name in ("cpu_seconds", "peak_mib"):
                     most[name] = max(most[name], found[name])
-                most["seconds_in_all"] += found["seconds_in_all"]
+                most["total_seconds"] += found["total_seconds"]
     kept = ("refused", "read as it was", "read as another value")
     findings = died + Counter({what: k for what, k in counted.items() if what not in kept})
     return {
@@ -115,7 +115,7 @@ def tried(room: Path, place: int, n: int, seed: int) -> dict[str, Any]:
 
 
 def work(room: Path, place: int, n: int, seed: int, shard: int, progress: mmap.mmap) -> None:
-    """Read every SHARDS-th of n damaged files of a kind, from where the progress stands."""
+    """Read every SHARDS-th of n damaged files of a kind, starting at the recorded progress."""
     own = Path(tempfile.mkdtemp(dir=room))
     shutil.copytree(room / "small", own / "small")
     kind = all_kinds(own, load_run(own / "small"))[place]
@@ -127,7 +127,7 @@ def work(room: Path, place: int, n: int, seed: int, shard: int, progress: mmap.m
     for index in range(at, n, SHARDS):
         progress[8 * shard : 8 * shard + 8] = struct.pack("q", index)
         kind.write(random.Random(f"{seed} {kind.name} {index}"))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak of memory
         before = status_bytes("VmRSS")
         signal.setitimer(signal.ITIMER_REAL, HANGS)
         begun = time.process_time()
@@ -139,34 +139,34 @@ def work(room: Path, place: int, n: int, seed: int, shard: int, progress: mmap.m
         if took > SECONDS:
             outcome = f"more than {SECONDS} s"
         counts[outcome] += 1
-    found = {"counts": counts, "processor_seconds": slowest, "peak_mib": most / 2**20, "seconds_in_all": in_all}
+    found = {"counts": counts, "cpu_seconds": slowest, "peak_mib": most / 2**20, "total_seconds": in_all}
     (room / f"counted-{os.getpid()}.json").write_text(json.dumps(found))
 
 
 def originals(kind: Any) -> Any:
-    """Put each sound file of a kind in its place, in turn."""
+    """Write each valid file of a kind in turn."""
     for content in (*kind.originals, *getattr(kind, "also", ())):
         kind.path.write_bytes(kind.seal(content))
         yield content
 
 
 def outcome_of(kind: Any, known: set[str]) -> str:
-    """What came of a damaged file, in words."""
+    """The outcome of reading a damaged file, in words."""
     try:
         value = kind.read(kind.path)
     except InputError as error:
-        return "refused" if len(str(error).splitlines()) == 1 else "an InputError of other than one line"
+        return "refused" if len(str(error).splitlines()) == 1 else "an InputError of several lines"
     except Exception as error:
         at = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if "capsnet/" in f.filename), None)
         where = f"{at.filename.rpartition('capsnet/')[2]}:{at.name}" if at else "elsewhere"
         return f"{type(error).__name__} in {where}"
     if digest(value) in known:
         return "read as it was"
-    return "a checksum did not tell" if kind.sealed else "read as another value"
+    return "a checksum did not detect the damage" if kind.sealed else "read as another value"
 
 
 def status_bytes(name: str) -> int:
-    """A size of this process that Linux knows by name."""
+    """A size in /proc/self/status, by name."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10

@@ -1,4 +1,4 @@
-"""Trainings killed at random moments and at every change of their folder, stopped by signals, and begun twice."""
+"""Trainings killed at random times and at every change of their folder, stopped by signals, and started twice."""
 
 import os
 import random
@@ -17,11 +17,11 @@ from capsnet.runs import load_run
 from tests.soak.changes import Change, at_each_change
 from tests.soak.processes import STEPS, Ended, Training, discard, fork, last_line, side_by_side
 
-OFTEN = ("--save-every", "0.002")  # minutes: a checkpoint within the epochs too
+OFTEN = ("--save-every", "0.002")  # minutes, for checkpoints within the epochs
 
 
 def kills(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
-    """Everything that stops a process; `count` bounds each way of it."""
+    """All ways to stop a process; `count` limits the number of tries of each."""
     training = Training(room)
     n = count or 100
     parts: dict[str, Callable[[], Any]] = {
@@ -36,9 +36,9 @@ def kills(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
 
 
 def random_kills(training: Training, rng: random.Random, n: int) -> dict[str, Any]:
-    """SIGKILL at a moment drawn from the whole life of a training, until n processes were killed."""
-    found, stood, ended = Counter[str](), Counter[str](), 0
-    while stood.total() < n and ended < 2 * n:
+    """SIGKILL at a random time of a training, until n processes were killed."""
+    found, progress, ended = Counter[str](), Counter[str](), 0
+    while progress.total() < n and ended < 2 * n:
         folder = training.fresh()
         child = fork(training.start(folder, *OFTEN))
         time.sleep(rng.uniform(0, 1.1 * training.seconds))
@@ -47,14 +47,14 @@ def random_kills(training: Training, rng: random.Random, n: int) -> dict[str, An
         if how.status == 0:
             ended, training.seconds = ended + 1, how.seconds  # as the machine's load changes
         if how.status == -signal.SIGKILL:
-            stood[where(folder)] += 1
+            progress[where(folder)] += 1
             found.update(fault for fault in [training.fault(folder)] if fault)
         discard(folder)
-    return {"killed": stood.total(), "had_ended": ended, "stood_at": dict(stood), "findings": dict(found)}
+    return {"killed": progress.total(), "had_ended": ended, "progress": dict(progress), "findings": dict(found)}
 
 
 def where(folder: Path) -> str:
-    """How far the training in a folder had come."""
+    """The progress of the training in a folder."""
     try:
         paths = checkpoint_paths(load_run(folder))
     except InputError:
@@ -67,12 +67,12 @@ def where(folder: Path) -> str:
 
 
 def kills_at_changes(training: Training, count: int | None, *, overwriting: bool = False) -> dict[str, Any]:
-    """SIGKILL before and after the k-th change of the folder, for each k up to the end, or for at most `count`.
+    """SIGKILL before and after the k-th change of the folder, for each k, or for at most `count` of them.
 
-    Overwriting begins with a training that has ended, and goes on by the same command.
+    With `overwriting`, the folder has a run that has ended, and the same command is used to continue.
     """
     changes = changes_of(training, overwriting)
-    if overwriting:  # up to the new run's first file; what follows is as in a new folder
+    if overwriting:  # up to the first file of the new run; later changes are those in a new folder
         changes = changes[: 1 + max(k for k, change in enumerate(changes) if change.call in ("unlink", "rmdir"))]
     picked = changes if count is None else changes[:: max(1, len(changes) // count)][:count]
     found, killed = Counter[str](), 0
@@ -91,7 +91,7 @@ def kills_at_changes(training: Training, count: int | None, *, overwriting: bool
 
 
 def unkilled(ended: Ended) -> str:
-    """What to say of a child that was to be killed and was not."""
+    """The finding for a child that was to be killed and was not."""
     return f"it ended with status {ended.status} before: {last_line(ended.said)}"
 
 
@@ -104,7 +104,7 @@ def prepared(training: Training, overwriting: bool) -> Path:
 
 
 def changes_of(training: Training, overwriting: bool) -> list[Change]:
-    """All changes that a training makes below the folder that its run folder lies in."""
+    """All changes that a training makes below the parent of its run folder."""
     folder = prepared(training, overwriting)
     record = training.room / f"changes-{os.getpid()}.txt"
 
@@ -123,12 +123,12 @@ def changes_of(training: Training, overwriting: bool) -> list[Change]:
 
 
 def start(training: Training, folder: Path, overwriting: bool) -> Callable[[], None]:
-    """The command that starts the training in a new folder or in the place of another run."""
+    """The command that starts the training in a new folder or overwrites another run."""
     return training.start(folder, *(["--overwrite"] if overwriting else []))
 
 
 def killed_at(training: Training, folder: Path, number: int, moment: str, overwriting: bool) -> None:
-    """Train, and die around the change of that number."""
+    """Train, and kill this process before or after the change with that number."""
 
     def die(change: Change) -> None:
         if change.number == number:
@@ -142,9 +142,9 @@ def killed_at(training: Training, folder: Path, number: int, moment: str, overwr
 
 
 def signals(training: Training, rng: random.Random, n: int) -> dict[str, Any]:
-    """SIGTERM and SIGHUP at a moment drawn from the whole life of a training: its status, its words, its resumption."""
-    found, outcomes, stood = Counter[str](), Counter[str](), Counter[str]()
-    while stood.total() < n and outcomes.total() < 3 * n:
+    """SIGTERM and SIGHUP at a random time of a training: check its status, its message, and that it can be resumed."""
+    found, outcomes, progress = Counter[str](), Counter[str](), Counter[str]()
+    while progress.total() < n and outcomes.total() < 3 * n:
         number = (signal.SIGTERM, signal.SIGHUP)[outcomes.total() % 2]
         folder = training.fresh()
         child = fork(training.start(folder, *OFTEN))
@@ -153,30 +153,30 @@ def signals(training: Training, rng: random.Random, n: int) -> dict[str, Any]:
         ended = child.wait()
         outcomes[f"{number.name}: {ended.status}"] += 1
         if ended.status:
-            stood[where(folder)] += 1
-            faults = [ill_said(ended, number, folder), training.fault(folder)]
+            progress[where(folder)] += 1
+            faults = [wrong_ending(ended, number, folder), training.fault(folder)]
             found.update(f"{number.name}: {fault}" for fault in faults if fault)
         else:
             training.seconds = ended.seconds
         discard(folder)
-    return {"statuses": dict(outcomes), "stood_at": dict(stood), "findings": dict(found)}
+    return {"statuses": dict(outcomes), "progress": dict(progress), "findings": dict(found)}
 
 
-def ill_said(ended: Ended, number: signal.Signals, folder: Path) -> str | None:
-    """What is wrong with how a process took a signal."""
-    if ended.status == -number:  # before the command line had begun
+def wrong_ending(ended: Ended, number: signal.Signals, folder: Path) -> str | None:
+    """What is wrong with how a process ended at a signal, if anything."""
+    if ended.status == -number:  # before the command line has handlers
         return None if where(folder) == "no run yet" else "killed by the signal in its training"
     if "Traceback" in ended.said:
         return f"a traceback: {ended.said[ended.said.index('Traceback') :][-3000:]}"
     if ended.status != 128 + number:
         return f"status {ended.status}: {last_line(ended.said)}"
     if where(folder).startswith("between") and "go on with: capsnet train" not in ended.said:
-        return "the line that says how to go on is missing"
+        return "the line with the command that resumes is missing"
     return None
 
 
 def two_at_once(training: Training, n: int, *, resuming: bool) -> dict[str, Any]:
-    """Two processes that start at once in one folder: one trains, the other is refused in one line."""
+    """Two processes that start at the same time in one folder: one trains, the other is refused in one line."""
     found, outcomes = Counter[str](), Counter[str]()
     for _ in range(n):
         folder = training.fresh()
@@ -190,13 +190,13 @@ def two_at_once(training: Training, n: int, *, resuming: bool) -> dict[str, Any]
     return {"statuses": dict(outcomes), "findings": dict(found)}
 
 
-RESUMED_AT = 20  # a change in the middle of a training
+RESUMED_AT = 20  # the number of a change in the middle of a training
 
 
 def wrong_pair(both: Iterable[Ended], resuming: bool) -> Iterable[str]:
-    """What is wrong with how two processes shared a folder."""
+    """What is wrong with how two processes shared a folder, if anything."""
     first, second = sorted(both, key=lambda ended: ended.status)
-    if first.status or second.status not in ((0, 2) if resuming else (2,)):  # a late one resumes what has ended
+    if first.status or second.status not in ((0, 2) if resuming else (2,)):  # a late one resumes a run that has ended
         yield f"statuses {first.status} and {second.status}: {last_line(second.said)}"
     elif second.status and second.said.count("capsnet: ") != 1:
-        yield f"other than one line: {second.said!r}"
+        yield f"not one line: {second.said!r}"

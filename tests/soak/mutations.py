@@ -1,4 +1,4 @@
-"""Ways to damage a file's bytes, each drawn at random: as disks, transfers and attackers do."""
+"""Random damage to the bytes of a file, as by disks, transfers and attackers."""
 
 import random
 import re
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 Change = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
 
 NUMBERS = (0, 1, -1, 2, 255, 2**15, 2**16 - 1, 2**31 - 1, -(2**31), 2**32 - 1, 2**53, 2**63 - 1, -(2**63), 2**64 - 1)
-WORDS = (  # of JSON, for another one
+WORDS = (  # of JSON
     *("0", "-1", "1e999", "-1e999", "NaN", "Infinity", "1e-400", "0.5", "9007199254740993", "1" * 400, "9" * 5000),
     *("null", "true", "false", '""', '"0"', '"\\ud800"', '"\\u0000"', '"../../x"', '"' + "x" * 5000 + '"'),
     *("[]", "{}", "[[]]", '{"a": 1}', "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, "[0]" * 3),
@@ -25,14 +25,14 @@ def flip(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def overwrite(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Write up to 64 bytes over others: noise, zeros or ones."""
+    """Overwrite up to 64 bytes by noise, zeros or ones."""
     place, n = _place(rng, len(data)), rng.choice((1, 2, 4, 16, 64))
     new = rng.choice((rng.randbytes(n), bytes(n), b"\xff" * n))
     return data[:place] + new + data[place + n :]
 
 
 def truncate(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Cut the end off."""
+    """Cut off the end."""
     return data[: _place(rng, len(data))]
 
 
@@ -43,25 +43,25 @@ def insert(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def remove(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Leave a slice out."""
+    """Remove a slice."""
     first, last = _slice(rng, len(data))
     return data[:first] + data[last:]
 
 
 def duplicate(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Write a slice twice, or all."""
+    """Write a slice, or all, twice."""
     first, last = _slice(rng, len(data))
     return data[:last] + data[first:] if rng.random() < 0.9 else data + data
 
 
 def splice(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Go on with the end of another file of the kind."""
+    """Continue with the end of another file of this kind."""
     other = rng.choice(others)
     return data[: _place(rng, len(data))] + other[_place(rng, len(other)) :]
 
 
 def number(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Write an extreme number over the header, or elsewhere."""
+    """Overwrite part of the header, or of the rest, by an extreme number."""
     form = rng.choice(("B", "<H", ">H", "<I", ">I", "<Q", ">Q", "<d", "<f"))
     if form[-1] in "df":
         new = struct.pack(form, rng.choice((float("nan"), float("inf"), -1.0, 1e30, 0.0)))
@@ -72,7 +72,7 @@ def number(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def word(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Put another word of JSON in the place of one, leave one out, or write it twice."""
+    """Replace a token of JSON by another one, remove it, or write it twice."""
     tokens = list(TOKEN.finditer(data))
     if not tokens:
         return flip(rng, data, others)
@@ -87,7 +87,7 @@ TEXT: tuple[Change, ...] = (*BINARY, *[word] * len(BINARY))
 
 
 def damaged(rng: random.Random, originals: Sequence[bytes], changes: Sequence[Change] = BINARY) -> bytes:
-    """One of the originals after one to three changes, and other than all of them."""
+    """One of the originals after one to three changes, and different from all of them."""
     data = rng.choice(originals)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         data = rng.choice(changes)(rng, data, originals)
@@ -95,7 +95,7 @@ def damaged(rng: random.Random, originals: Sequence[bytes], changes: Sequence[Ch
 
 
 def _place(rng: random.Random, n: int) -> int:
-    """A place among n bytes; those of the header and of the end are drawn more often."""
+    """A random position among n bytes; the header and the end are more likely."""
     if n == 0:
         return 0
     kind = rng.random()

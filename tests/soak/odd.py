@@ -1,4 +1,4 @@
-"""What no damage by chance makes: class folders with odd entries, and sound checkpoints of odd values."""
+"""Inputs that random damage does not produce: class folders with odd entries, and checkpoints with odd values."""
 
 import io
 import os
@@ -21,7 +21,20 @@ from tests.soak.kinds import check_names, sealed_checkpoint
 from tests.soak.mutations import damaged
 
 NAMES: tuple[bytes, ...] = (
-    *(b"a", b"b", b"train", b"test", b"validation", b".hidden", b"-flag", b" ", b"x" * 255, b"\xff\xfe"),
+    *(
+        b"a",
+        b"b",
+        b"train",
+        b"test",
+        b"validation",
+        b"val",
+        b"valid",
+        b".hidden",
+        b"-flag",
+        b" ",
+        b"x" * 255,
+        b"\xff\xfe",
+    ),
     "Käse 🧀".encode(),
     *(b"new\nline", b"tab\t", b"%s{0}$", b"Thumbs.db", b"notes.txt", b"..a", b"a.png", b"A.PNG", b"con", b"\x1b[31m"),
 )
@@ -29,7 +42,7 @@ NAMES: tuple[bytes, ...] = (
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """Folders of few images, with entries of odd kinds and names in odd places."""
+    """Folders of a few images, with odd entries and names."""
 
     name: str
     path: Path
@@ -39,7 +52,7 @@ class ClassFolders:
     share: int = 2
 
     def write(self, rng: random.Random) -> None:
-        """Make a folder anew."""
+        """Make a new folder."""
         shutil.rmtree(self.path, ignore_errors=True)
         for name in (b"a", b"b", b"c")[: rng.choice((1, 2, 2, 3))]:
             folder = os.fsencode(self.path) + b"/" + name
@@ -53,7 +66,7 @@ class ClassFolders:
                 rng.choice(self.entries(rng))(place)
 
     def entries(self, rng: random.Random) -> list[Callable[[bytes], object]]:
-        """What can stand at a place."""
+        """Functions that create an entry."""
         return [
             os.mkdir,
             os.mkfifo,
@@ -74,23 +87,23 @@ class ClassFolders:
             file.write(content)
 
     def read(self, path: Path) -> Any:
-        """The folder as a data set, whose names can be printed and kept in a file."""
+        """The folder as a data set, whose names can be printed and written to a file."""
         data = read_folder(path)
         check_names(data.classes)
         return {part: vars(getattr(data, part)) for part in ("train", "validation", "test")} | {"as": data.classes}
 
 
 def bind(place: bytes) -> None:
-    """Put a socket there, or nothing where its name would be too long."""
+    """Create a socket, or nothing if its name would be too long."""
     if len(place) < 100:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(place)
 
 
 class OddCheckpoints:
-    """Checkpoints of the form that PyTorch writes, with a right checksum and odd values, to resume from."""
+    """Checkpoints as PyTorch writes them, with a valid checksum and odd values, to resume from."""
 
-    name = "checkpoint of odd values, to resume from"
+    name = "checkpoint with odd values, to resume from"
     originals: Sequence[bytes] = ()
     sealed = False
     share = 1
@@ -100,9 +113,9 @@ class OddCheckpoints:
         self.content = self.path.read_bytes()
 
     def write(self, rng: random.Random) -> None:
-        """Replace values of the sound checkpoint, or leave them out."""
+        """Replace values of the valid checkpoint, or remove them."""
         state = torch.load(io.BytesIO(self.content[DIGITS:]), weights_only=True)
-        state["step"] -= rng.choice((0, 1))  # of two, so that one is taken
+        state["step"] -= rng.choice((0, 1))  # of two, so that at most one step is left
         for _ in range(rng.choice((1, 1, 2))):
             inside: Any = state
             while isinstance(inside, dict | list) and inside:
@@ -116,7 +129,7 @@ class OddCheckpoints:
         self.path.write_bytes(sealed_checkpoint(file.getvalue()))
 
     def read(self, path: Path) -> Any:
-        """Resume, and be rid of what is left."""
+        """Resume, and remove the new files."""
         try:
             return dict(training.train(self.run, self.data, resume=True).state_dict())
         finally:
@@ -127,7 +140,7 @@ class OddCheckpoints:
 
 
 def replace(rng: random.Random, inside: Any, key: Any) -> None:
-    """Put something odd in the place of a value, or leave it out."""
+    """Replace a value by an odd one, or remove it."""
     value = inside[key]
     odd: list[Any] = [None, -1, 0, 2**63, 2**200, float("nan"), float("inf"), -1.5, "", "x" * 1000, [], {}, True]
     odd += [b"bytes"]

@@ -1,8 +1,9 @@
-"""Every state that a loss of power can leave of a training, by what was not yet flushed to the disk.
+"""Every state that a power loss can leave of a training, by what was not yet flushed to disk.
 
-A file system keeps a file's content as of its last fsync, and none of a file that was never flushed. Of the names in a
-folder it promises those as of the last fsync of that folder ("names are lost"); most keep the later ones too, though
-not the content that they name ("names are kept": there files of 0 bytes appear). Both are taken down at every change.
+A file system keeps the content of a file as of its last fsync, and nothing of a file that was never flushed. It
+guarantees the names in a folder as of the last fsync of the folder ("names are lost"); most file systems keep later
+names too, but not the content of these files ("names are kept": they have 0 bytes). Both states are recorded at every
+change.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ VARIANTS = ("names are kept", "names are lost")
 
 
 class Disk:
-    """What lies below a folder, and what of it a loss of power would leave. Contents are kept under their hash."""
+    """The content of a folder, and what a power loss would leave of it. Contents are stored under their hash."""
 
     def __init__(self, folder: Path, contents: Path) -> None:
         self.folder, self.contents = folder, contents
-        self.held: dict[int, int] = {}  # by inode: a descriptor, lest its number be given to another file
+        self.held: dict[int, int] = {}  # by inode: a descriptor, so that the inode is not reused
         self.flushed: dict[int, str] = {}  # by inode of a file
         self.names: dict[int, dict[str, int]] = {}  # by inode of a folder
         self.folders: set[int] = set()
@@ -36,14 +37,14 @@ class Disk:
         self.flush(folder)
 
     def keep(self, content: bytes) -> str:
-        """Keep a content, and name it."""
+        """Store a content → its name."""
         name = hashlib.sha256(content).hexdigest()
         if not (self.contents / name).exists():
             (self.contents / name).write_bytes(content)
         return name
 
     def inode(self, path: Path) -> int:
-        """The inode of a file or folder, which from now on stays its own."""
+        """The inode of a file or folder, which is not reused from now on."""
         number = path.lstat().st_ino
         if number not in self.held:
             self.held[number] = os.open(path, os.O_RDONLY)
@@ -52,7 +53,7 @@ class Disk:
         return number
 
     def flush(self, path: Path) -> None:
-        """Take note of an fsync."""
+        """Record an fsync."""
         number = self.inode(path)
         if number in self.folders:
             self.names[number] = self.entries(path)
@@ -60,11 +61,11 @@ class Disk:
             self.flushed[number] = self.keep(path.read_bytes())
 
     def entries(self, folder: Path) -> dict[str, int]:
-        """The inodes that a folder names, now."""
+        """The present names in a folder and their inodes."""
         return {path.name: self.inode(path) for path in folder.iterdir()}
 
     def states(self) -> tuple[State, State]:
-        """What would be left now, in the order of VARIANTS."""
+        """The states that a power loss would leave now, in the order of VARIANTS."""
         kept: State = {}
         for path in sorted(self.folder.rglob("*")):
             number = self.inode(path)
@@ -75,7 +76,7 @@ class Disk:
         return kept, lost
 
     def walk(self, folder: int, prefix: str, state: State) -> None:
-        """Go through the names that were flushed."""
+        """Add the names that were flushed."""
         for name, number in self.names.get(folder, {}).items():
             if number in self.folders:
                 state[prefix + name] = None
@@ -85,7 +86,7 @@ class Disk:
 
 
 def power(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
-    """Go on from every state, or from `count` of them drawn at random; look at the last ones as they are."""
+    """Resume from every state, or from `count` random ones; compare the last ones without resuming."""
     training = Training(room)
     record, contents = room / "states.json", room / "contents"
     contents.mkdir()
@@ -94,12 +95,14 @@ def power(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
     if ended.status:
         raise RuntimeError(ended.said)
     taken = json.loads(record.read_text())
-    unlike = {json.dumps(state, sort_keys=True): (variant, moment, state) for variant, moment, state in taken}
-    picked = list(unlike.values()) if count is None else rng.sample(list(unlike.values()), min(count, len(unlike)))
-    stood, found = Counter[str](), Counter[str]()
+    distinct = {json.dumps(state, sort_keys=True): (variant, moment, state) for variant, moment, state in taken}
+    picked = (
+        list(distinct.values()) if count is None else rng.sample(list(distinct.values()), min(count, len(distinct)))
+    )
+    progress, found = Counter[str](), Counter[str]()
     for variant, moment, state in picked:
         again = materialised(training, state, contents)
-        stood[where(again)] += 1
+        progress[where(again)] += 1
         if fault := training.fault(again):
             found[f"{fault} ({variant}, {moment})"] += 1
         discard(again)
@@ -108,15 +111,15 @@ def power(room: Path, rng: random.Random, count: int | None) -> dict[str, Any]:
         found.update(f"{fault} ({variant}, after the end)" for fault in lost)
     return {
         "moments": len(taken) // len(VARIANTS),
-        "unlike_states": len(unlike),
-        "gone_on_from": len(picked),
-        "stood_at": dict(stood),
+        "distinct_states": len(distinct),
+        "resumed_from": len(picked),
+        "progress": dict(progress),
         "findings": dict(found),
     }
 
 
 def recorded(training: Training, folder: Path, record: Path, contents: Path) -> None:
-    """Train, and take down at each change what a loss of power would leave."""
+    """Train, and record at each change what a power loss would leave."""
     folder.parent.mkdir()
     disk = Disk(folder.parent, contents)
     taken: list[tuple[str, str, State]] = []
@@ -136,7 +139,7 @@ def recorded(training: Training, folder: Path, record: Path, contents: Path) -> 
 
 
 def materialised(training: Training, state: State, contents: Path) -> Path:
-    """The run folder that a state leaves."""
+    """Write a state to a run folder."""
     folder = training.fresh()
     folder.parent.mkdir()
     for name, content in state.items():
@@ -149,7 +152,7 @@ def materialised(training: Training, state: State, contents: Path) -> Path:
 
 
 def lost_at_the_end(training: Training, folder: Path, state: State, contents: Path) -> list[str]:
-    """Which files of a training that ended well a loss of power takes, and what it makes of the whole."""
+    """Findings of a power loss after a training has ended: lost files, and differences to the run without it."""
     wanted = {str(path.relative_to(folder.parent)): path for path in folder.rglob("*") if path.name != "run.lock"}
     lost = []
     for name, path in wanted.items():

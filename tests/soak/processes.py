@@ -1,7 +1,7 @@
-"""Trainings in processes of their own, which can be killed at any moment, and what must hold of the folder after it.
+"""Trainings in child processes, which can be killed at any time, and the checks of their folders.
 
-A parent that has imported everything forks the children, each of which then runs the command line of `capsnet train`.
-The parent itself computes nothing, as a process whose libraries have started threads cannot be forked safely.
+A parent that has imported everything forks the children, each of which runs the command line of `capsnet train`. The
+parent itself computes nothing, as a process whose libraries have started threads cannot be forked safely.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ import torch
 from safetensors.torch import load_file
 
 from capsnet import cli
+from capsnet.analysis import report
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import load_data
+from capsnet.detector import load_detector
 from capsnet.errors import InputError
-from capsnet.figures import gallery
-from capsnet.robustness.detector import load_detector
 from capsnet.runs import load_run
 
 FLAGS = (
     "--recipe digits --epochs 2 --conv-channels 8 --primary-types 2 --decoder conv --shift 1 --validation 60 "
-    "--precision 32-true --compile False"
+    "--precision 32-true --no-compile"
 )
 STEPS = 14  # two epochs of 200 images in batches of 32
-LIMIT = 300  # seconds that a child may take on a loaded machine
-LATE = (  # what the package imports when it is needed, which each child would do anew
-    *("capsnet.figures.report", "capsnet.predict", "capsnet.training", "capsnet.verbs.run", "capsnet.verbs.train"),
-    *("capsnet.printing", "jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure", "tyro"),
+LIMIT = 300  # seconds for a child on a busy machine
+LATE = (  # modules that are imported when they are needed; otherwise each child would import them
+    *("capsnet.analysis.report", "capsnet.training", "capsnet.cli.run", "capsnet.cli.train", "capsnet.cli.analysis"),
+    *("jinja2", "matplotlib.backends.backend_agg", "matplotlib.figure"),
 )
 
 
@@ -57,22 +57,22 @@ class Ended:
 
 @dataclass
 class Child:
-    """A process that was forked, and the file that takes what it prints."""
+    """A process that was forked, and the file with its output."""
 
     number: int
     said: Path
     begun: float = field(default_factory=time.monotonic)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the child, which has not been waited for."""
+        """Send a signal to the child."""
         os.kill(self.number, number)
 
     def has_ended(self) -> bool:
-        """Whether the child has ended, which it remains to be waited for."""
+        """Whether the child has ended; it still has to be waited for."""
         return os.waitid(os.P_PID, self.number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def wait(self, limit: float = LIMIT) -> Ended:
-        """Wait for the end, for so many seconds at most; then the child is killed."""
+        """Wait for the end; after `limit` seconds, kill the child."""
         while not self.has_ended():
             if time.monotonic() > self.begun + limit:
                 self.kill()
@@ -84,14 +84,14 @@ class Child:
 
 
 def fork(act: Callable[[], object]) -> Child:
-    """Call `act` in a child, which ends with the status that Python would end with."""
+    """Call `act` in a child, which exits with the status that Python would exit with."""
     number, name = tempfile.mkstemp(prefix="soak-said-")
     pid = os.fork()
     if pid:
         os.close(number)
         return Child(pid, Path(name))
     status = 1
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # though the soak be under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # even if the soak test runs under nohup
     try:
         os.dup2(number, 1)
         os.dup2(number, 2)
@@ -110,7 +110,7 @@ def fork(act: Callable[[], object]) -> Child:
 
 
 def side_by_side(room: Path, parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """What each part counts, each in a process of its own."""
+    """The counts of each part, which runs in its own process."""
 
     def write(name: str) -> None:
         (room / f"{name}.json").write_text(json.dumps(parts[name]()))
@@ -123,25 +123,25 @@ def side_by_side(room: Path, parts: dict[str, Callable[[], Any]]) -> dict[str, A
 
 
 def import_all() -> None:
-    """Import what the children would import."""
+    """Import everything that the children would import."""
     for module in LATE:
         importlib.import_module(module)
     load_data("digits")
 
 
 def command(*words: str) -> Callable[[], None]:
-    """Call the command line; a training's report has one picture, which is quickly drawn."""
+    """Call the command line; the report of a training has one picture that is plotted quickly."""
 
     def act() -> None:
         sys.argv = ["capsnet", *words]
-        gallery.QUICK = ("confusion",)
+        report.QUICK = ("confusion",)
         cli.main()
 
     return act
 
 
 def make_data(folder: Path) -> Path:
-    """Write few digits to an .npz file: 260 to train and validate on, 60 for the test."""
+    """Write a few digits to an .npz file: 260 to train and validate on, 60 for the test."""
     data, path = load_data("digits"), folder / "few.npz"
     arrays = {"images": data.train.images[:260], "labels": data.train.labels[:260]}
     arrays |= {"test_images": data.test.images[:60], "test_labels": data.test.labels[:60]}
@@ -150,7 +150,7 @@ def make_data(folder: Path) -> Path:
 
 
 class Training:
-    """A training as a command, what it leaves when nothing stops it, and how long it takes."""
+    """A training as a command, its results when nothing stops it, and its time."""
 
     def __init__(self, room: Path) -> None:
         import_all()
@@ -159,12 +159,12 @@ class Training:
         both = [fork(self.start(self.fresh())).wait() for _ in range(2)]
         if any(ended.status for ended in both):
             raise RuntimeError(both[0].said)
-        self.seconds = both[1].seconds  # the first one finds less in the machine's caches
+        self.seconds = both[1].seconds  # the first one is slower, as caches are cold
         self.folder = room / f"run-{os.getpid()}-1" / "run"
-        self.left = what_it_leaves(self.folder)
+        self.left = results_of(self.folder)
 
     def fresh(self) -> Path:
-        """A run folder that is not there yet, in a folder that is not there either, within one of its own."""
+        """A new path for a run folder; neither it nor its parent exists."""
         self.begun += 1
         return self.room / f"run-{os.getpid()}-{self.begun}" / "run"
 
@@ -173,14 +173,14 @@ class Training:
         return command("train", str(self.data), *shlex.split(FLAGS), "--run", str(folder), *more)
 
     def resume(self, folder: Path) -> Callable[[], None]:
-        """The command that goes on with it."""
+        """The command that resumes it."""
         return command("train", str(self.data), "--run", str(folder), "--resume")
 
     def fault(self, folder: Path, again: Callable[[], None] | None = None) -> str | None:
-        """What is wrong with a folder after its training was stopped somehow, in words; None if all is right.
+        """What is wrong with a folder after its training was stopped; None if nothing is.
 
-        The training goes on by --resume, or is started where the folder is no run yet, and must end as one that was
-        never stopped; or by the command `again`.
+        The training is resumed, or started if the folder is no run yet, or the command `again` is called. Then its
+        results must be those of a training that was never stopped.
         """
         if again is None:
             try:
@@ -190,25 +190,25 @@ class Training:
                 again = self.start(folder)
         ended = fork(again).wait()
         if ended.status:
-            return f"going on ends with status {ended.status}: {last_line(ended.said)}"
+            return f"resuming ends with status {ended.status}: {last_line(ended.said)}"
         if "damaged" in ended.said:
             return f"a file was damaged: {next(line for line in ended.said.splitlines() if 'damaged' in line)}"
         return self.difference(folder)
 
     def difference(self, folder: Path) -> str | None:
-        """In what the folder of a training that has ended differs from one that was never stopped."""
+        """How the folder of a training that has ended differs from one that was never stopped; None if it does not."""
         if leftovers := [path.name for path in folder.parent.rglob("*.part")]:
             return f"leftovers: {leftovers}"
         try:
-            found = what_it_leaves(folder)
+            found = results_of(folder)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         different = [name for name, value in self.left.items() if found.get(name) != value]
-        return f"other than never stopped: {', '.join(different)}" if different else None
+        return f"different from never stopped: {', '.join(different)}" if different else None
 
 
-def what_it_leaves(folder: Path) -> dict[str, Any]:
-    """All that a training leaves and that must not depend on when it was stopped: values, or digests of them."""
+def results_of(folder: Path) -> dict[str, Any]:
+    """All results of a training that must not depend on when it was stopped: values, or digests of them."""
     run = load_run(folder)
     run.load_network()
     state = load_checkpoint(run)
@@ -220,7 +220,7 @@ def what_it_leaves(folder: Path) -> dict[str, Any]:
         raise ValueError(f"log.jsonl has the steps {steps}")
     results = json.loads((folder / "results.json").read_text())
     if not (folder / "report.html").read_text().rstrip().endswith("</html>"):
-        raise ValueError("report.html is not whole")
+        raise ValueError("report.html is not complete")
     return {
         "recipe": run.recipe,
         "the checkpoint": {name: digest(value) for name, value in state.items() if name != "seconds"},
@@ -233,7 +233,7 @@ def what_it_leaves(folder: Path) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """A hash of numbers, tensors and dicts and lists of them, by their bits."""
+    """A hash of the bits of numbers, tensors, and dicts and lists of them."""
     if isinstance(value, torch.Tensor):
         content = value.contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else value.numpy().tobytes()
         return hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode() + content).hexdigest()
@@ -245,10 +245,10 @@ def digest(value: Any) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line of a text that is not empty."""
+    """The last line of a text that is not blank."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "nothing said")
 
 
 def discard(folder: Path) -> None:
-    """Remove the folder that a run folder made by `Training.fresh` lies in."""
+    """Remove the parent of a run folder that `Training.fresh` made."""
     shutil.rmtree(folder.parent, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""How fast this machine routes, trains and predicts, beside the textbook: measurements that refuse wrong results."""

@@ -1,1 +1,0 @@
-"""Pictures of a network and of its training, as PNG files with their numbers, and the report that holds them all."""
