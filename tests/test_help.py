@@ -53,7 +53,7 @@ def test_the_lines_of_the_help_are_no_wider_than_the_terminal():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_says_how_to_call_it_and_what_it_does(name):
-    assert re.match(rf"Usage: capsnet {name} \[OPTIONS\] [A-Z. ]+ [A-Z][a-z]+ ", shown(name, "--help"))
+    assert re.match(rf"Usage: capsnet {name} \[OPTIONS\] [A-Z. ]+ [A-Z][a-z]+,? ", shown(name, "--help"))
 
 
 def test_the_help_of_training_has_every_field_of_a_recipe_in_its_group():
