@@ -46,7 +46,7 @@ def test_a_changed_checkout_is_dirty(tmp_path):
 
     clean = commit()
     assert re.fullmatch("[0-9a-f]{40}", clean)
-    (package / "errors.py").write_text("")
+    (package / "__init__.py").write_text("# changed")
     assert commit() == f"{clean}-dirty"
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from capsnet import training
 from capsnet.build import learning_rate
 from capsnet.logs import Log
 from capsnet.runs import start_run
@@ -22,19 +21,14 @@ VALIDATED = {"n", "errors", "accuracy", "reconstruction"}
 ABOUT = {"kind", "step", "epoch", "seconds"}
 
 
-@pytest.fixture
-def every_step(monkeypatch):
-    monkeypatch.setattr(training, "LOG_STEPS", 1)
-
-
 def board(run):
     events = EventAccumulator(str(run.folder))
     events.Reload()
     return {name: events.Scalars(name) for name in events.Tags()["scalars"]}
 
 
-def test_log_jsonl_has_every_measurement_and_its_step_and_time(tmp_path, every_step):
-    run = train(tmp_path / "run")
+def test_log_jsonl_has_every_measurement_and_its_step_and_time(tmp_path):
+    run = train(tmp_path / "run", log_steps=1)
     training_records, validation_records = run.records("train"), run.records("validation")
     assert all(record.keys() == ABOUT | TRAINED for record in training_records)
     assert all(record.keys() == ABOUT | VALIDATED for record in validation_records)
@@ -44,8 +38,8 @@ def test_log_jsonl_has_every_measurement_and_its_step_and_time(tmp_path, every_s
     assert [(record["step"], record["epoch"]) for record in validation_records] == [(EPOCH, 1), (2 * EPOCH, 2)]
 
 
-def test_tensorboard_has_the_values_of_log_jsonl(tmp_path, every_step):
-    run = train(tmp_path / "run")
+def test_tensorboard_has_the_values_of_log_jsonl(tmp_path):
+    run = train(tmp_path / "run", log_steps=1)
     shown = board(run)
     assert shown.keys() == {f"train/{name}" for name in TRAINED} | {f"validation/{name}" for name in VALIDATED}
     for tag, points in shown.items():
@@ -54,35 +48,34 @@ def test_tensorboard_has_the_values_of_log_jsonl(tmp_path, every_step):
         assert [(point.step, point.value) for point in points] == written
 
 
-def test_a_record_is_the_mean_over_the_steps_since_the_last_record(tmp_path, monkeypatch, every_step):
-    single = train(tmp_path / "single").records("train")
-    monkeypatch.setattr(training, "LOG_STEPS", 5)
-    records = train(tmp_path / "fives").records("train")
+def test_a_record_is_the_mean_over_the_steps_since_the_last_record(tmp_path):
+    single = train(tmp_path / "single", log_steps=1).records("train")
+    records = train(tmp_path / "fives", log_steps=5).records("train")
     assert [record["step"] for record in records] == [5, EPOCH, 10, 2 * EPOCH]
     for record, steps in zip(records, [range(0, 5), range(5, 7), range(7, 10), range(10, 14)], strict=True):
         for name in ("margin", "reconstruction", "loss", "accuracy"):
             assert record[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps))
 
 
-def test_lr_follows_the_schedule_and_the_loss_is_the_sum_of_its_parts(tmp_path, every_step):
+def test_lr_follows_the_schedule_and_the_loss_is_the_sum_of_its_parts(tmp_path):
     recipe = replace(TINY, schedule="one-cycle")
-    for done, record in enumerate(train(tmp_path / "run", recipe).records("train")):
+    for done, record in enumerate(train(tmp_path / "run", recipe, log_steps=1).records("train")):
         assert record["lr"] == learning_rate(recipe, done, 2 * EPOCH, EPOCH)
         assert record["loss"] == pytest.approx(
             record["margin"] + recipe.reconstruction_weight * record["reconstruction"]
         )
 
 
-def test_records_after_the_checkpoint_are_dropped_when_the_run_is_resumed(tmp_path, every_step):
+def test_records_after_the_checkpoint_are_dropped_when_the_run_is_resumed(tmp_path):
     def die():
         raise SystemError
 
     with at_step(EPOCH + 4, die), pytest.raises(SystemError):
-        train(tmp_path / "run")
+        train(tmp_path / "run", log_steps=1)
     killed = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert json.loads(killed[-1])["step"] == EPOCH + 3
     time.sleep(1)  # TensorBoard orders its files by the seconds in their names
-    run = resume(tmp_path / "run")
+    run = resume(tmp_path / "run", log_steps=1)
     assert [record["step"] for record in run.records("train")] == list(range(1, 2 * EPOCH + 1))
     assert [point.step for point in board(run)["train/loss"]] == list(range(1, 2 * EPOCH + 1))
 
@@ -104,8 +97,8 @@ def test_without_a_terminal_the_progress_is_plain_lines(tmp_path, capfd):
     assert err == ""
 
 
-def test_there_is_at_most_one_plain_line_in_ten_seconds(tmp_path, capfd, every_step):
-    train(tmp_path / "run")
+def test_there_is_at_most_one_plain_line_in_ten_seconds(tmp_path, capfd):
+    train(tmp_path / "run", log_steps=1)
     assert len(re.findall("^epoch . step", capfd.readouterr().out, re.M)) == 1
 
 

@@ -149,11 +149,10 @@ def test_after_an_evaluation_the_baseline_uses_dropout_again(tmp_path, monkeypat
 
 @pytest.mark.parametrize("step", [5, EPOCH + 2, 2 * EPOCH])
 def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_not_saved(tmp_path, monkeypatch, step):
-    monkeypatch.setattr(training, "LOG_STEPS", 3)
     run = start_run(tmp_path / "run", TINY, few_digits())
     monkeypatch.setattr(training, "learning_rate", lambda _, done, *of: float("inf") if done == step - 2 else 1e-3)
     with pytest.raises(InputError, match=rf"the loss at step {step} is not finite: .*; try a lower --lr") as refusal:
-        training.train(run, few_digits())
+        training.train(run, few_digits(), log_steps=3)
     assert "\n" not in str(refusal.value)
     if step > EPOCH:
         assert load_checkpoint(run)["step"] == EPOCH
@@ -223,6 +222,13 @@ def test_a_time_between_checkpoints_that_is_not_positive_is_refused(tmp_path, mi
     run = start_run(tmp_path / "run", TINY, data)
     with pytest.raises(InputError, match="checkpoints are more than 0 minutes apart, not"):
         training.train(run, data, save_minutes=minutes)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_number_of_steps_between_records_below_1_is_refused(tmp_path, steps, data):
+    run = start_run(tmp_path / "run", TINY, data)
+    with pytest.raises(InputError, match=f"records of the log are at least 1 step apart, not {steps}"):
+        training.train(run, data, log_steps=steps)
 
 
 def test_the_trained_network_is_returned_in_evaluation_mode(tmp_path, data):

@@ -54,20 +54,20 @@ def few_digits() -> Data:
     return replace(data, **{part: getattr(data, part).select(torch.arange(n)) for part, n in parts.items()})
 
 
-def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None) -> Run:
+def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None, **options: Any) -> Run:
     """Train a network of `recipe` into a new run folder."""
     data = data or few_digits()
     run = start_run(folder, recipe, data)
-    training.train(run, data)
+    training.train(run, data, **options)
     return run
 
 
-def resume(folder: Path, data: Data | None = None, **longer: int) -> Run:
+def resume(folder: Path, data: Data | None = None, log_steps: int = training.LOG_STEPS, **longer: int) -> Run:
     """Resume a run to its end, or for as many epochs or steps as `longer` says."""
     run = load_run(folder)
     data = data or few_digits()
     run = run.extended(data, replace(run.recipe, **longer))
-    training.train(run, data, resume=True)
+    training.train(run, data, resume=True, log_steps=log_steps)
     return run
 
 
