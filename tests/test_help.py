@@ -1,10 +1,10 @@
 """The help of the command line: it names every command and option, shows defaults as they are typed, and is quick."""
 
+import os
 import re
 import subprocess
 import sys
 from dataclasses import fields
-from time import perf_counter
 
 import pytest
 
@@ -120,12 +120,13 @@ def test_a_help_or_a_mistake_loads_nothing_slow(arguments, status):
     assert loaded(*arguments) == (status, set())
 
 
-def test_the_help_comes_within_a_second():
+def test_the_help_takes_less_than_a_second_of_one_core():
     command = [sys.executable, "-c", "from capsnet.cli import main; main()", "--help"]
 
     def seconds():
-        start = perf_counter()
+        before = os.times()
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        return perf_counter() - start
+        after = os.times()
+        return after.children_user - before.children_user + after.children_system - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 1  # the least of several: the machine may be busy
+    assert min(seconds() for _ in range(3)) < 1
