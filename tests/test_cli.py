@@ -124,7 +124,7 @@ def test_the_report_is_made_again(here):
         ("errors ended --images 4", ["errors.png"]),
         ("masks ended --per-class 1", ["masks.png"]),
         (
-            "perturbations ended --class 3 --range 0.3 --step 0.075 --dimensions 0 --dimensions 5",
+            "perturbations ended --class 3 --range 0.3 --step 0.075 --dimension 0 --dimension 5",
             ["perturbations-3.png", "perturbations-3.gif"],
         ),
         ("couplings ended --image 2", ["couplings.png"]),
@@ -278,7 +278,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("reconstructions ended --images 0", "at least one image"),
         ("masks ended --per-class 0", "a mask matrix has 1 to 20 images of a class, not 0"),
         ("perturbations ended --class eleven", "no class 'eleven' in digits: its classes are 0, 1"),
-        ("perturbations ended --dimensions 16", "there is no dimension 16: this network's capsules have 0 to 15"),
+        ("perturbations ended --dimension 16", "there is no dimension 16: this network's capsules have 0 to 15"),
         ("perturbations ended --step 0.1", "steps of 0.1 do not lead from 0 to 0.25"),
         ("perturbations ended --image 360", "there is no image 360: the set has images 0 to 359"),
         ("couplings ended --image 360", "360"),
