@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from capsnet.errors import InputError
@@ -25,6 +25,11 @@ Classes = Annotated[int, Field(ge=2, le=2**20)]
 MAX_PARAMETERS = 2**31  # of a network: 8 GiB in float32
 MAX_BYTES = 16 << 20  # of a JSON file; those of a run have a few kilobytes
 T = TypeVar("T")
+
+
+def renamed(name: str, old: str) -> Any:
+    """Annotate an argument or field of this name: in JSON files its old name is accepted too."""
+    return Field(validation_alias=AliasChoices(name, old))
 
 
 @cache

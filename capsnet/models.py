@@ -1,6 +1,6 @@
 """CapsNet, the network of Figures 1 and 2 of Sabour, Frosst and Hinton (2017)."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from capsnet.checks import (
     Slope,
     check_arguments,
     check_parameters,
+    renamed,
 )
 from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
@@ -64,8 +65,8 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         capsule_dim: Size = 16,
         prior: bool = False,
         bias: bool = False,
-        none_of_the_above: bool = False,
-        negative_slope: Slope = 0.0,
+        none_of_the_above: Annotated[bool, renamed("none_of_the_above", "leaky")] = False,
+        negative_slope: Annotated[Slope, renamed("negative_slope", "slope")] = 0.0,
         shared: bool = False,
         initialisation: Initialisation = "torch",
         decoder: Decoder = "dense",

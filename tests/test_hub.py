@@ -218,3 +218,16 @@ def test_a_hub_name_goes_to_the_hub_and_a_failure_there_is_one_line():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert result.stdout.startswith("user/model is not a folder, and cannot be loaded from the hub: "), result.stderr
     assert result.stdout.count("\n") == 1
+
+
+def test_a_configuration_with_the_old_names_of_arguments_is_read(tmp_path):
+    sizes = {"conv_channels": 4, "conv_kernel": 3, "primary_types": 2, "primary_kernel": 3}
+    network = CapsNet((1, 8, 8), 3, none_of_the_above=True, negative_slope=0.25, **sizes)
+    network.save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    old = config.replace('"none_of_the_above"', '"leaky"').replace('"negative_slope"', '"slope"')
+    assert old != config
+    (tmp_path / "config.json").write_text(old)
+    loaded = CapsNet.from_pretrained(tmp_path)
+    assert loaded.digit_caps.none_of_the_above
+    assert loaded.negative_slope == 0.25
