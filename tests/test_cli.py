@@ -153,7 +153,7 @@ def test_an_analysis_makes_its_figures_and_writes_their_numbers_as_json(here, li
 def test_an_analysis_command_has_the_options_of_its_subject_and_prints_what_it_yields(here, monkeypatch):
     seen = []
 
-    @subject.subject(files="counts.png", caption="Counts.")
+    @subject.subject({"counts-*.png": "Counts."})
     @click.option("--images", default=7, help="Number of images.")
     @compare_option
     @ood_option

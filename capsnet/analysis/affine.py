@@ -45,8 +45,11 @@ NOTE = (
 
 
 @subject(
-    files="affine*.png",
-    caption="Accuracy on test images that are rotated, shifted, scaled and sheared, with 95 % intervals.",
+    {
+        "affine.png": "Accuracy on test images that are rotated, shifted, scaled and sheared, with 95 % intervals.",
+        "affine-reconstructions.png": "The first test images under affine changes: predictions and, below each image, "
+        "its reconstruction from the capsule of the predicted class, without the label.",
+    },
 )
 @click.option("--images", default=250, show_default=True, help="Number of test images.")
 @compare_option
