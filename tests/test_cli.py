@@ -23,7 +23,7 @@ from capsnet.analysis.subject import Context, compare_option, ood_option
 from capsnet.build import build_network
 from capsnet.cli import COMMANDS, analysis, commands, execute, explanation
 from capsnet.cli.run import print_evaluation
-from capsnet.cli.train import requested
+from capsnet.cli.train import make_request
 from capsnet.data import sources
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
@@ -174,7 +174,7 @@ def test_an_analysis_command_has_the_options_of_its_subject_and_prints_what_it_y
 
 
 def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here):
-    recipe = requested(parsed("train digits --run ended --resume --epochs 7")).recipe
+    recipe = make_request(parsed("train digits --run ended --resume --epochs 7")).recipe
     assert recipe == replace(load_run("ended").recipe, epochs=7)
     assert recipe.conv_channels == 8
 
@@ -230,6 +230,10 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("evaluate ended --data-dir data", "--data-dir has no effect for digits"),
         ("evaluate blind --masked-by label", "--masked-by label has no effect: the network of blind has no decoder"),
         ("reconstructions ended --data-dir data", "--data-dir has no effect for digits"),
+        ("train digits --device cpu --cuda-graph", "--cuda-graph has no effect on a CPU: leave it out"),
+        ("train digits --device cpu --no-cuda-graph", "--no-cuda-graph has no effect on a CPU: leave it out"),
+        ("train digits --device cpu --images-on-device", "--images-on-device has no effect on a CPU: leave it out"),
+        ("train digits --device cpu --no-images-on-device", "--no-images-on-device has no effect on a CPU: leave it"),
         ("train ''", "'DATA': '' cannot be used as a path: it is empty"),
         ("train digits --run ''", "'--run': '' cannot be used as a path: it is empty"),
         ("train digits --run=", "'--run': '' cannot be used as a path: it is empty"),
@@ -270,6 +274,16 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("predict nowhere 0.png", "nowhere is no run folder"),
         ("report nowhere", "nowhere is no run folder"),
         ("report ended --only mask", "'--only': 'mask' is not one of 'reconstructions', 'errors', 'masks', "),
+        ("report ended --only curves --compare blind", "--compare has no effect on curves: leave it out"),
+        (
+            "report ended --only curves --only affine --ood digits",
+            "--ood has no effect on curves, affine: leave it out",
+        ),
+        ("report ended --only curves --ood nowhere", "--ood has no effect on curves: leave it out"),
+        (
+            "report blind --ood digits",
+            "--ood has no effect on couplings, targeted, affine, lengths, confusion, curves: ",
+        ),
         ("report blind --only masks", "masks cannot be made: the network has no decoder"),
         ("reconstructions blind", "cannot be made: the network has no decoder: train one with --decoder dense"),
         ("masks blind", "the network has no decoder"),
@@ -325,6 +339,8 @@ def test_the_old_name_of_a_recipe_s_option_is_answered_with_the_new_one(old):
         ("report ended --beside blind", "--beside is now called --compare"),
         ("report ended --other mnist", "--other is now called --ood"),
         ("affine ended --count 9", "--count is now called --images"),
+        ("attacks ended --epsilons 0.1", "--epsilons is now called --epsilon"),
+        ("perturbations ended --dimensions 3", "--dimensions is now called --dimension"),
         ("train digits --no-leaky", "--no-leaky is now called --none-of-the-above"),
         ("evaluate ended --rate 1", "No such option '--rate'."),
     ],
@@ -351,7 +367,7 @@ def test_old_commands_and_options_are_answered_with_the_new_ones(line, words):
 )
 def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     ends = {"epochs": 3} if "--epochs" in line else {}
-    assert requested(parsed(f"train {line}")).recipe == RECIPES[recipe](**ends)
+    assert make_request(parsed(f"train {line}")).recipe == RECIPES[recipe](**ends)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +385,7 @@ def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     ],
 )
 def test_epochs_or_steps_of_the_command_line_take_the_place_of_the_recipe_s(here, line, ends):
-    recipe = requested(parsed(f"train {line}")).recipe
+    recipe = make_request(parsed(f"train {line}")).recipe
     assert (recipe.epochs, recipe.steps) == ends
 
 
@@ -388,12 +404,12 @@ def test_epochs_or_steps_of_the_command_line_take_the_place_of_the_recipe_s(here
     ],
 )
 def test_an_option_changes_its_field_of_the_recipe_and_no_other(line, changed):
-    assert requested(parsed(f"train mnist --recipe paper {line}")).recipe == RECIPES["paper"](**changed)
+    assert make_request(parsed(f"train mnist --recipe paper {line}")).recipe == RECIPES["paper"](**changed)
 
 
 @pytest.mark.parametrize("line", ["--conv_channels 8 digits", "--no-prior digits", "--data_dir digits mnist"])
 def test_an_option_may_be_spelled_with_underscores(line):
-    assert name_of(requested(parsed(f"train {line}")).recipe) == ("fast" if "mnist" in line else "digits")
+    assert name_of(make_request(parsed(f"train {line}")).recipe) == ("fast" if "mnist" in line else "digits")
 
 
 @pytest.mark.parametrize(
@@ -414,15 +430,15 @@ def test_an_option_may_be_spelled_with_underscores(line):
 )
 def test_a_run_without_a_name_is_called_after_its_data_its_recipe_and_what_differs_from_it(here, line, folder):
     if folder:
-        assert requested(parsed(f"train {line}")).folder == Path("runs") / folder
+        assert make_request(parsed(f"train {line}")).folder == Path("runs") / folder
     else:
         with pytest.raises(InputError, match="other is no run folder"):
-            requested(parsed(f"train {line}"))
+            make_request(parsed(f"train {line}"))
 
 
 def test_a_name_that_would_be_long_ends_in_a_hash_of_what_differs():
     line = "train mnist --conv-channels 8 --primary-types 2 --primary-dim 4 --capsule-dim 8"
-    folders = {requested(parsed(f"{line} --seed {seed}")).folder for seed in (1, 2, 1)}
+    folders = {make_request(parsed(f"{line} --seed {seed}")).folder for seed in (1, 2, 1)}
     assert len(folders) == 2
     assert all(re.fullmatch("mnist-fast-[0-9a-f]{8}", folder.name) for folder in folders)
 
@@ -431,7 +447,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):
     context = parsed("report ~/run --compare ~/a --compare ~/b")
     assert context.params["run"] == Path.home() / "run"
     assert context.params["compare"] == (Path.home() / "a", Path.home() / "b")
-    assert requested(parsed("train digits --run ~/run --data-dir ~/data")).folder == Path.home() / "run"
+    assert make_request(parsed("train digits --run ~/run --data-dir ~/data")).folder == Path.home() / "run"
 
 
 @pytest.mark.parametrize("line", ["train digits", "evaluate run", "predict run 0.png", "report run"])
@@ -507,7 +523,7 @@ def answer_to(line):
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             context = parsed(line)
             if line[0] == "train" and not context.params["resume"]:
-                recipe = requested(context).recipe
+                recipe = make_request(context).recipe
                 recipe.check_effects()
                 with torch.device("meta"):
                     build_network(recipe, (1, 28, 28), 10)
