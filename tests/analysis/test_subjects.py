@@ -49,6 +49,11 @@ def test_every_name_is_that_of_a_subject_whose_defaults_are_those_of_its_options
             assert given == defaults[option.name]
 
 
+@pytest.mark.parametrize(("name", "line"), SUBJECTS.items())
+def test_the_help_line_of_a_subject_is_that_of_its_docstring(name, line):
+    assert line == find_subject(name).function.__doc__.split("\n\n")[0]
+
+
 def test_the_figures_that_are_named_are_made_and_no_others(context, made):
     make_report(context(), ["attacks", "confusion"])
     assert made == ["attacks", "confusion"]
