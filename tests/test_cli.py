@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -18,12 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+from capsnet import hardware
 from capsnet.analysis import subject
 from capsnet.analysis.subject import Context, compare_option, ood_option
 from capsnet.build import build_network
 from capsnet.cli import COMMANDS, analysis, commands, execute, explanation
 from capsnet.cli.run import print_evaluation
-from capsnet.cli.train import make_request
+from capsnet.cli.train import check_request, make_request
 from capsnet.data import sources
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
@@ -465,6 +466,16 @@ def test_a_gpu_that_is_not_there_is_refused(here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = "capsnet: --device cuda: PyTorch finds no GPU on this machine; leave --device out to run on the CPU\n"
     assert capsnet("evaluate", "ended", "--device", "cuda") == (2, "", words)
+
+
+@pytest.mark.parametrize("option", ["--cuda-graph", "--no-cuda-graph"])
+def test_an_option_of_cuda_graphs_is_refused_with_several_processes_on_gpus(monkeypatch, option):
+    monkeypatch.setattr(hardware, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(hardware, "device_count", lambda: 2)
+    for devices in (1, 2):
+        context = parsed(f"train digits --devices {devices} {option} --images-on-device")
+        with pytest.raises(InputError, match=f"^{option} has no effect with several") if devices > 1 else nullcontext():
+            check_request(make_request(context), context)
 
 
 def test_the_log_has_a_record_as_often_as_is_asked_for(tmp_path, monkeypatch):
