@@ -31,7 +31,7 @@ DETECTION = "Detection of attacks by the reconstruction error"
 AFFINE = "Affine changes"
 CHANGES = {
     "rotation": "Rotation in degrees, anticlockwise",
-    "right": "Shift in pixels, to the right",
+    "shift_right": "Shift in pixels, to the right",
     "scale": "Scale, a factor",
     "shear": "Shear in degrees, to the right",
 }
@@ -165,11 +165,11 @@ def difference(right: dict[str, tuple[int, int]]) -> str:
 def affine_in_short(measured: dict[str, Any]) -> str:
     """Return the accuracy under small random changes."""
     random, n = measured["random"], measured["n"]
-    right = {name: (of["right"], of["n"]) for name, of in random["networks"].items()}
-    each = ", ".join(f"{name} {percent(*counts)} %" for name, counts in right.items())
+    correct = {name: (of["correct"], of["n"]) for name, of in random["networks"].items()}
+    each = ", ".join(f"{name} {percent(*counts)} %" for name, counts in correct.items())
     return (
         f"Accuracy on n = {n:,} test images that are rotated by up to ±{random['rotation']:g}° and shifted by up to "
-        f"±{random['shift']} pixels at random: {each}. {difference(right)}"
+        f"±{random['shift']} pixels at random: {each}. {difference(correct)}"
     )
 
 
@@ -343,13 +343,13 @@ def detection_rows(measured: dict[str, Any]) -> str:
 def affine_rows(measured: dict[str, Any]) -> str:
     """Return accuracy by network, change and amount."""
     lines = []
-    for change in ("rotation", "right", "scale", "shear"):
+    for change in ("rotation", "shift_right", "scale", "shear"):
         by_network = measured[change]
         amounts = [f"{point['amount']:g}" for point in next(iter(by_network.values()))]
         lines += [f"{CHANGES[change]}: accuracy in % of n = {measured['n']:,} test images", ""]
         lines += ["| network | " + " | ".join(amounts) + " |", "|---" * (len(amounts) + 1) + "|"]
         for network, points in by_network.items():
-            cells = [percent(point["right"], point["n"]) for point in points]
+            cells = [percent(point["correct"], point["n"]) for point in points]
             lines.append(f"| {network} | " + " | ".join(cells) + " |")
         lines.append("")
     random = measured["random"]
@@ -357,7 +357,7 @@ def affine_rows(measured: dict[str, Any]) -> str:
         f"Rotated by up to ±{random['rotation']:g}° and shifted by up to ±{random['shift']} pixels, at random:",
         "",
     ]
-    lines += [f"- {name}: {percent(of['right'], of['n'])}" for name, of in random["networks"].items()]
+    lines += [f"- {name}: {percent(of['correct'], of['n'])}" for name, of in random["networks"].items()]
     return "\n".join(lines) + "\n"
 
 

@@ -79,7 +79,7 @@ class Recipe:
         Images | None,
         Doc("Training images kept for validation; by default 5000 of MNIST and Fashion-MNIST, a tenth of other data."),
     ] = None
-    image_size: Annotated[Size | None, Doc("Resize the images of a folder to this side, in pixels.")] = None
+    image_size: Annotated[Size | None, Doc("Resize all images to squares of this side, in pixels.")] = None
     shift: Annotated[Pixels, Doc("Largest random shift of a training image, in pixels each way.")] = 2
 
     # the optimisation
@@ -171,6 +171,8 @@ OLD_NAMES = {
     "rate_floor": "lr_min",
     "leaky": "none_of_the_above",
 }  # of fields, in the recipe.json of older runs and as options
+LOG_STEPS = 20  # between records of a training's log: like SAVE_MINUTES, not a part of a recipe
+SAVE_MINUTES = 5.0  # between checkpoints within an epoch
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,9 @@ from capsnet.launch import check_batch, local_process_count
 from capsnet.logs import Log
 from capsnet.models import CapsNet
 from capsnet.processes import Precision, everywhere, first, join, process_seed
-from capsnet.recipes import Recipe
+from capsnet.recipes import LOG_STEPS, SAVE_MINUTES, Recipe
 from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
-
-LOG_STEPS = 20
-SAVE_MINUTES = 5.0
 
 logger = logging.getLogger(__name__)
 

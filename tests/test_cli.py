@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -18,12 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+from capsnet import hardware
 from capsnet.analysis import subject
 from capsnet.analysis.subject import Context, compare_option, ood_option
 from capsnet.build import build_network
 from capsnet.cli import COMMANDS, analysis, commands, execute, explanation
 from capsnet.cli.run import print_evaluation
-from capsnet.cli.train import requested
+from capsnet.cli.train import check_request, make_request
 from capsnet.data import sources
 from capsnet.errors import InputError
 from capsnet.evaluation import Evaluation
@@ -153,7 +154,7 @@ def test_an_analysis_makes_its_figures_and_writes_their_numbers_as_json(here, li
 def test_an_analysis_command_has_the_options_of_its_subject_and_prints_what_it_yields(here, monkeypatch):
     seen = []
 
-    @subject.subject(files="counts.png", caption="Counts.")
+    @subject.subject({"counts-*.png": "Counts."})
     @click.option("--images", default=7, help="Number of images.")
     @compare_option
     @ood_option
@@ -174,7 +175,7 @@ def test_an_analysis_command_has_the_options_of_its_subject_and_prints_what_it_y
 
 
 def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here):
-    recipe = requested(parsed("train digits --run ended --resume --epochs 7")).recipe
+    recipe = make_request(parsed("train digits --run ended --resume --epochs 7")).recipe
     assert recipe == replace(load_run("ended").recipe, epochs=7)
     assert recipe.conv_channels == 8
 
@@ -230,6 +231,10 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("evaluate ended --data-dir data", "--data-dir has no effect for digits"),
         ("evaluate blind --masked-by label", "--masked-by label has no effect: the network of blind has no decoder"),
         ("reconstructions ended --data-dir data", "--data-dir has no effect for digits"),
+        ("train digits --device cpu --cuda-graph", "--cuda-graph has no effect on a CPU: leave it out"),
+        ("train digits --device cpu --no-cuda-graph", "--no-cuda-graph has no effect on a CPU: leave it out"),
+        ("train digits --device cpu --images-on-device", "--images-on-device has no effect on a CPU: leave it out"),
+        ("train digits --device cpu --no-images-on-device", "--no-images-on-device has no effect on a CPU: leave it"),
         ("train ''", "'DATA': '' cannot be used as a path: it is empty"),
         ("train digits --run ''", "'--run': '' cannot be used as a path: it is empty"),
         ("train digits --run=", "'--run': '' cannot be used as a path: it is empty"),
@@ -270,6 +275,16 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("predict nowhere 0.png", "nowhere is no run folder"),
         ("report nowhere", "nowhere is no run folder"),
         ("report ended --only mask", "'--only': 'mask' is not one of 'reconstructions', 'errors', 'masks', "),
+        ("report ended --only curves --compare blind", "--compare has no effect on curves: leave it out"),
+        (
+            "report ended --only curves --only affine --ood digits",
+            "--ood has no effect on curves, affine: leave it out",
+        ),
+        ("report ended --only curves --ood nowhere", "--ood has no effect on curves: leave it out"),
+        (
+            "report blind --ood digits",
+            "--ood has no effect on couplings, targeted, affine, lengths, confusion, curves: ",
+        ),
         ("report blind --only masks", "masks cannot be made: the network has no decoder"),
         ("reconstructions blind", "cannot be made: the network has no decoder: train one with --decoder dense"),
         ("masks blind", "the network has no decoder"),
@@ -325,6 +340,8 @@ def test_the_old_name_of_a_recipe_s_option_is_answered_with_the_new_one(old):
         ("report ended --beside blind", "--beside is now called --compare"),
         ("report ended --other mnist", "--other is now called --ood"),
         ("affine ended --count 9", "--count is now called --images"),
+        ("attacks ended --epsilons 0.1", "--epsilons is now called --epsilon"),
+        ("perturbations ended --dimensions 3", "--dimensions is now called --dimension"),
         ("train digits --no-leaky", "--no-leaky is now called --none-of-the-above"),
         ("evaluate ended --rate 1", "No such option '--rate'."),
     ],
@@ -351,7 +368,7 @@ def test_old_commands_and_options_are_answered_with_the_new_ones(line, words):
 )
 def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     ends = {"epochs": 3} if "--epochs" in line else {}
-    assert requested(parsed(f"train {line}")).recipe == RECIPES[recipe](**ends)
+    assert make_request(parsed(f"train {line}")).recipe == RECIPES[recipe](**ends)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +386,7 @@ def test_the_recipe_is_the_one_named_or_else_that_of_the_data(line, recipe):
     ],
 )
 def test_epochs_or_steps_of_the_command_line_take_the_place_of_the_recipe_s(here, line, ends):
-    recipe = requested(parsed(f"train {line}")).recipe
+    recipe = make_request(parsed(f"train {line}")).recipe
     assert (recipe.epochs, recipe.steps) == ends
 
 
@@ -388,12 +405,12 @@ def test_epochs_or_steps_of_the_command_line_take_the_place_of_the_recipe_s(here
     ],
 )
 def test_an_option_changes_its_field_of_the_recipe_and_no_other(line, changed):
-    assert requested(parsed(f"train mnist --recipe paper {line}")).recipe == RECIPES["paper"](**changed)
+    assert make_request(parsed(f"train mnist --recipe paper {line}")).recipe == RECIPES["paper"](**changed)
 
 
 @pytest.mark.parametrize("line", ["--conv_channels 8 digits", "--no-prior digits", "--data_dir digits mnist"])
 def test_an_option_may_be_spelled_with_underscores(line):
-    assert name_of(requested(parsed(f"train {line}")).recipe) == ("fast" if "mnist" in line else "digits")
+    assert name_of(make_request(parsed(f"train {line}")).recipe) == ("fast" if "mnist" in line else "digits")
 
 
 @pytest.mark.parametrize(
@@ -414,15 +431,15 @@ def test_an_option_may_be_spelled_with_underscores(line):
 )
 def test_a_run_without_a_name_is_called_after_its_data_its_recipe_and_what_differs_from_it(here, line, folder):
     if folder:
-        assert requested(parsed(f"train {line}")).folder == Path("runs") / folder
+        assert make_request(parsed(f"train {line}")).folder == Path("runs") / folder
     else:
         with pytest.raises(InputError, match="other is no run folder"):
-            requested(parsed(f"train {line}"))
+            make_request(parsed(f"train {line}"))
 
 
 def test_a_name_that_would_be_long_ends_in_a_hash_of_what_differs():
     line = "train mnist --conv-channels 8 --primary-types 2 --primary-dim 4 --capsule-dim 8"
-    folders = {requested(parsed(f"{line} --seed {seed}")).folder for seed in (1, 2, 1)}
+    folders = {make_request(parsed(f"{line} --seed {seed}")).folder for seed in (1, 2, 1)}
     assert len(folders) == 2
     assert all(re.fullmatch("mnist-fast-[0-9a-f]{8}", folder.name) for folder in folders)
 
@@ -431,7 +448,7 @@ def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):
     context = parsed("report ~/run --compare ~/a --compare ~/b")
     assert context.params["run"] == Path.home() / "run"
     assert context.params["compare"] == (Path.home() / "a", Path.home() / "b")
-    assert requested(parsed("train digits --run ~/run --data-dir ~/data")).folder == Path.home() / "run"
+    assert make_request(parsed("train digits --run ~/run --data-dir ~/data")).folder == Path.home() / "run"
 
 
 @pytest.mark.parametrize("line", ["train digits", "evaluate run", "predict run 0.png", "report run"])
@@ -449,6 +466,16 @@ def test_a_gpu_that_is_not_there_is_refused(here, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = "capsnet: --device cuda: PyTorch finds no GPU on this machine; leave --device out to run on the CPU\n"
     assert capsnet("evaluate", "ended", "--device", "cuda") == (2, "", words)
+
+
+@pytest.mark.parametrize("option", ["--cuda-graph", "--no-cuda-graph"])
+def test_an_option_of_cuda_graphs_is_refused_with_several_processes_on_gpus(monkeypatch, option):
+    monkeypatch.setattr(hardware, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(hardware, "device_count", lambda: 2)
+    for devices in (1, 2):
+        context = parsed(f"train digits --devices {devices} {option} --images-on-device")
+        with pytest.raises(InputError, match=f"^{option} has no effect with several") if devices > 1 else nullcontext():
+            check_request(make_request(context), context)
 
 
 def test_the_log_has_a_record_as_often_as_is_asked_for(tmp_path, monkeypatch):
@@ -507,7 +534,7 @@ def answer_to(line):
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             context = parsed(line)
             if line[0] == "train" and not context.params["resume"]:
-                recipe = requested(context).recipe
+                recipe = make_request(context).recipe
                 recipe.check_effects()
                 with torch.device("meta"):
                     build_network(recipe, (1, 28, 28), 10)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from capsnet.cli.train import requested
+from capsnet.cli.train import make_request
 from capsnet.data import load_data
 from capsnet.files import write_json
 from capsnet.recipes import TensorFlowCode
@@ -37,7 +37,7 @@ def test_a_command_of_the_page_is_understood(command):
     context = parsed(command.removeprefix("capsnet "))
     assert context.info_name == command.split()[1]
     if context.info_name == "train":
-        requested(context)
+        make_request(context)
 
 
 def test_the_page_moves_users_to_every_command_and_recipe_that_they_need():

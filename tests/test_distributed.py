@@ -29,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from capsnet import launch, training
 from capsnet.build import build_network
 from capsnet.checkpoints import checkpoint_paths, load_checkpoint
-from capsnet.cli.train import requested
+from capsnet.cli.train import make_request
 from capsnet.data import batches, load_data, share
 from capsnet.errors import InputError
 from capsnet.hardware import cores, device_count
@@ -552,7 +552,7 @@ def test_each_command_line_of_the_page_is_valid():
     lines = re.findall(r"(?:^|-m )(?:-- )?capsnet (train .*?)(?:  #|$)", page, re.MULTILINE)
     assert len(lines) == 5
     for line in lines:
-        assert requested(parsed(line)).data == "mnist"
+        assert make_request(parsed(line)).data == "mnist"
 
 
 def test_the_page_s_bytes_are_those_of_the_paper_s_gradients():

@@ -80,7 +80,7 @@ def test_no_default_is_shown_that_a_user_would_not_type(name):
     ("recipe", "defaults"),
     [
         ("fast", ["--lr FLOAT .*? [default: 0.002]", "--steps INTEGER .*? [default: 2000]", "[default: no-prior]"]),
-        ("chainer", ["--lr-decay-steps INTEGER .*? [default: epoch]", "--epochs INTEGER .*? [default: 500]"]),
+        ("chainer", ["--lr-decay-steps INTEGER|EPOCH .*? [default: epoch]", "--epochs INTEGER .*? [default: 500]"]),
         ("pytorch", ["--iterations INTEGER .*? [default: 4]", "--prior / --no-prior .*? [default: prior]"]),
     ],
 )

@@ -14,6 +14,7 @@ from capsnet.cli.run import print_predictions
 from capsnet.errors import InputError
 from capsnet.evaluation import predict_batches
 from capsnet.runs import load_run
+from tests.commands import capsnet
 from tests.training import BASELINE, TINY, few_digits, train
 
 
@@ -156,7 +157,7 @@ def test_a_damaged_detector_is_refused_in_one_line(with_detector, content):
 def test_the_table_flags_suspicious_images_and_has_the_threshold(with_detector, pictures, noise, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     threshold = json.loads((with_detector.folder / "detector.json").read_text())["threshold"]
-    print_predictions(predict(with_detector, [pictures[0], noise]), inverted=False)
+    print_predictions(predict(with_detector, [pictures[0], noise]), load_detector(with_detector), inverted=False)
     said = capsys.readouterr().out
     rows = {line.split("│")[1].strip().rpartition("/")[2]: line for line in said.splitlines() if ".png" in line}
     assert rows["noise.png"].split("│")[6].strip() == "yes"
@@ -164,9 +165,16 @@ def test_the_table_flags_suspicious_images_and_has_the_threshold(with_detector, 
     assert f"suspicious: a reconstruction error above {threshold:.2f}, as 5 % of the validation images have" in said
 
 
+def test_the_command_prints_the_percentile_of_the_detector(with_detector, pictures):
+    detector = fit_detector(with_detector.load_network(), few_digits().validation, percentile=97.5)
+    save_detector(with_detector, detector)
+    said = capsnet("predict", with_detector.folder, pictures[0])
+    assert f"above {detector.threshold:.2f}, as 2.5 % of the validation images have;" in said.out
+
+
 def test_the_table_says_how_to_get_a_detector_where_there_is_none(trained, pictures, tmp_path, capsys):
-    print_predictions(predict(trained, pictures[:1]), inverted=False)
+    print_predictions(predict(trained, pictures[:1]), None, inverted=False)
     assert "`capsnet detection RUN` makes one\n" in capsys.readouterr().out
     baseline = train(tmp_path / "run", replace(BASELINE, epochs=None, steps=1))
-    print_predictions(predict(baseline, pictures[:1]), inverted=False)
+    print_predictions(predict(baseline, pictures[:1]), None, inverted=False)
     assert "detect" not in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from capsnet.cli import COMMANDS as ALL
-from capsnet.cli.train import requested
+from capsnet.cli.train import make_request
 from tests.commands import parsed
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def test_a_command_of_the_readme_is_understood(command):
     context = parsed(command.removeprefix("capsnet "))
     assert context.info_name == command.split()[1]
     if context.info_name == "train":
-        requested(context)
+        make_request(context)
 
 
 def test_the_readme_shows_every_command():

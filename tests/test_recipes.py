@@ -11,7 +11,7 @@ from typing_extensions import Doc
 
 from capsnet import build
 from capsnet.build import build_network
-from capsnet.cli.train import requested
+from capsnet.cli.train import make_request
 from capsnet.errors import InputError
 from capsnet.models import CapsNet
 from capsnet.recipes import OLD_NAMES, RECIPES, Digits, Fast, Recipe, find_recipe, name_of, recorded_recipe
@@ -107,13 +107,13 @@ def test_the_fast_recipe_trains_the_papers_network():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_docstring_gives_a_command_that_trains_by_it(name):
     command = re.search(r"^ *capsnet (train \w+ --recipe \w+)", RECIPES[name].__doc__, re.MULTILINE)[1]
-    assert requested(parsed(command)).recipe == RECIPES[name]()
+    assert make_request(parsed(command)).recipe == RECIPES[name]()
 
 
 @pytest.mark.parametrize(("name", "variant"), [("chainer", {"negative_slope": 0.05}), ("tensorflow", {"prior": True})])
 def test_a_variant_in_a_docstring_is_a_flag(name, variant):
     flag = re.search(r"\(with (--.+?):", RECIPES[name].__doc__)[1]
-    assert requested(parsed(f"train mnist --recipe {name} {flag}")).recipe == RECIPES[name](**variant)
+    assert make_request(parsed(f"train mnist --recipe {name} {flag}")).recipe == RECIPES[name](**variant)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from capsnet.baselines import ConvBaseline
 from capsnet.checkpoints import load_checkpoint
 from capsnet.data import Data, load_data
 from capsnet.models import CapsNet
-from capsnet.recipes import Digits, Recipe
+from capsnet.recipes import LOG_STEPS, Digits, Recipe
 from capsnet.runs import Run, load_run, start_run
 
 TINY = Digits(
@@ -62,7 +62,7 @@ def train(folder: Path, recipe: Recipe = TINY, data: Data | None = None, **optio
     return run
 
 
-def resume(folder: Path, data: Data | None = None, log_steps: int = training.LOG_STEPS, **longer: int) -> Run:
+def resume(folder: Path, data: Data | None = None, log_steps: int = LOG_STEPS, **longer: int) -> Run:
     """Resume a run to its end, or for as many epochs or steps as `longer` says."""
     run = load_run(folder)
     data = data or few_digits()

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 Amount = float | Tensor
 """The same for every image, or each image's own [b]."""
-AXES = {
+LABELS = {
     "rotation": "rotation in degrees, anticlockwise",
-    "right": "shift in pixels, to the right",
+    "shift_right": "shift in pixels, to the right",
     "scale": "scale, a factor",
     "shear": "shear in degrees, to the right",
 }
+MOST_ROTATION, MOST_SHIFT = 30.0, 2  # of random changes: degrees and whole pixels each way
 CELL, LINE = 0.92, 0.15  # inches: an image's cell, and a line of the prediction above it
 LONGEST = 12  # characters of a class's name that fit above an image
 NOTE = (
@@ -45,8 +46,11 @@ NOTE = (
 
 
 @subject(
-    files="affine*.png",
-    caption="Accuracy on test images that are rotated, shifted, scaled and sheared, with 95 % intervals.",
+    {
+        "affine.png": "Accuracy on test images that are rotated, shifted, scaled and sheared, with 95 % intervals.",
+        "affine-reconstructions.png": "The first test images under affine changes: predictions and, below each image, "
+        "its reconstruction from the capsule of the predicted class, without the label.",
+    },
 )
 @click.option("--images", default=250, show_default=True, help="Number of test images.")
 @compare_option
@@ -60,32 +64,42 @@ def affine(context: Context, images: int = 250) -> Iterator[Path]:
 
 
 def transformed(
-    images: Tensor, *, rotation: Amount = 0, down: Amount = 0, right: Amount = 0, scale: Amount = 1, shear: Amount = 0
+    images: Tensor,
+    *,
+    rotation: Amount = 0,
+    shift_down: Amount = 0,
+    shift_right: Amount = 0,
+    scale: Amount = 1,
+    shear: Amount = 0,
 ) -> Tensor:
     """Scale, shear, rotate and then shift images about their centre: bilinear, filled with zeros.
 
     - rotation: degrees, anticlockwise: 90 is `torch.rot90(images, 1, (2, 3))`
-    - down, right: pixels, or fractions of them
+    - shift_down, shift_right: pixels, or fractions of them
     - scale: a factor above 0; below 1 the image shrinks, without smoothing
     - shear: degrees by which vertical lines lean to the right, within ±90
 
-    No change, whole shifts and quarter turns of a square are exact to the bit.
+    Identity, integer shifts and 90° rotations of a square are exact.
     Raises InputError for a scale or a shear outside these bounds.
     images [b, c, h, w] in [0, 1] → the same shape and dtype, in [0, 1]
     """
     b, c, h, w = images.shape
     matrix = _matrix(*(torch.as_tensor(a, dtype=torch.float64).cpu().expand(b) for a in (rotation, scale, shear)))
-    shift = torch.stack([torch.as_tensor(a, dtype=torch.float64).cpu().expand(b) for a in (right, down)], dim=-1)
+    shift = torch.stack(
+        [torch.as_tensor(a, dtype=torch.float64).cpu().expand(b) for a in (shift_right, shift_down)], dim=-1
+    )
     # On a canvas whose sides are powers of two, float32 holds the place of every pixel in [-1, 1] exactly, and rounds
     # float64's errors away.
-    across, tall = (1 << (size - 1).bit_length() for size in (w, h))
-    half = torch.tensor([across, tall], dtype=torch.float64) / 2  # (x, y): pixels in one unit of the canvas
+    canvas_width, canvas_height = (1 << (size - 1).bit_length() for size in (w, h))
+    # (x, y): pixels in one unit of the canvas
+    half = torch.tensor([canvas_width, canvas_height], dtype=torch.float64) / 2
     centre = torch.tensor([w, h], dtype=torch.float64) / (2 * half) - 1
     inverse = torch.linalg.inv(matrix) * half / half[:, None]  # [b, 2, 2]: places in the result → in the image
     start = centre - (inverse @ (centre + shift / half).unsqueeze(-1)).squeeze(-1)  # [b, 2]
     theta = torch.cat([inverse, start.unsqueeze(-1)], dim=-1)
-    places = F.affine_grid(theta, [b, c, tall, across], align_corners=False).float()  # [b, h, w, 2]
-    canvas = F.pad(images, (0, across - w, 0, tall - h))
+    places = F.affine_grid(theta, [b, c, canvas_height, canvas_width], align_corners=False)
+    places = places.float()  # [b, canvas_height, canvas_width, 2]
+    canvas = F.pad(images, (0, canvas_width - w, 0, canvas_height - h))
     return F.grid_sample(canvas, places.to(images), align_corners=False)[:, :, :h, :w].clamp(0, 1)
 
 
@@ -108,12 +122,14 @@ def changed(images: ImageSet, **change: Amount) -> ImageSet:
     return ImageSet((255 * pixels).round().to(torch.uint8), images.labels)
 
 
-def changed_at_random(images: ImageSet, seed: int, *, rotation: float = 30.0, shift: int = 2) -> ImageSet:
+def changed_at_random(
+    images: ImageSet, seed: int, *, rotation: float = MOST_ROTATION, shift: int = MOST_SHIFT
+) -> ImageSet:
     """Return the set with each image rotated by up to ±rotation degrees and shifted by up to ±shift pixels each way."""
     generator, n = torch.Generator().manual_seed(seed), len(images)
     turns = rotation * (2 * torch.rand(n, generator=generator) - 1)
     down, right = torch.randint(-shift, shift + 1, (2, n), generator=generator)
-    return changed(images, rotation=turns, down=down, right=right)
+    return changed(images, rotation=turns, shift_down=down, shift_right=right)
 
 
 def amounts(width: int) -> dict[str, tuple[float, ...]]:
@@ -121,26 +137,20 @@ def amounts(width: int) -> dict[str, tuple[float, ...]]:
     step = max(1, round(width / 14))
     return {
         "rotation": (-45, -30, -15, 0, 15, 30, 45),
-        "right": tuple(k * step for k in range(-3, 4)),
+        "shift_right": tuple(k * step for k in range(-3, 4)),
         "scale": (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3),
         "shear": (-30, -20, -10, 0, 10, 20, 30),
     }
 
 
 def measure_affine(
-    networks: dict[str, Network],
-    images: ImageSet,
-    *,
-    count: int = 250,
-    seed: int = 0,
-    random_rotation: float = 30.0,
-    random_shift: int = 2,
+    networks: dict[str, Network], images: ImageSet, *, count: int = 250, seed: int = 0
 ) -> dict[str, Any]:
     """Return the accuracy of networks under changes, on `count` images of a set, drawn by seed, or all.
 
-    Each of four changes is made alone, by the `amounts` for images of this size; then each image is rotated by up to
-    random_rotation degrees and shifted by up to random_shift whole pixels each way at random. The numbers are for JSON:
-    by change and network a list of amounts with their `share`, and under "random" the `share` of each network.
+    Each of four changes is made alone, by the `amounts` for images of this size; then each image is
+    `changed_at_random`. The numbers are for JSON: by change and network a list of amounts with the accuracy and its
+    interval, and under "random" the accuracy of each network.
     Raises InputError for no networks, an empty set, a count below 1, and images of another shape than a network's.
     """
     if not networks:
@@ -154,7 +164,7 @@ def measure_affine(
 
     def shares(images: ImageSet) -> dict[str, Any]:
         n = len(images)
-        return {name: share(n - evaluate(network, images).errors, n) for name, network in networks.items()}
+        return {name: _accuracy(n - evaluate(network, images).errors, n) for name, network in networks.items()}
 
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     chosen = images.select(order[:count].sort().values)
@@ -166,9 +176,15 @@ def measure_affine(
         numbers[change] = {
             name: [{"amount": k, **each[name]} for k, each in zip(tried, found, strict=True)] for name in networks
         }
-    moved = changed_at_random(chosen, seed, rotation=random_rotation, shift=random_shift)
-    random = {"rotation": random_rotation, "shift": random_shift, "networks": shares(moved)}
+    moved = changed_at_random(chosen, seed)
+    random = {"rotation": MOST_ROTATION, "shift": MOST_SHIFT, "networks": shares(moved)}
     return numbers | {"random": random}
+
+
+def _accuracy(correct: int, n: int) -> dict[str, Any]:
+    """Return the numbers of `share`, with the count as `correct`: here, right is a direction."""
+    numbers = share(correct, n)
+    return {"n": n, "correct": numbers.pop("right"), **numbers}
 
 
 def plot_affine(numbers: dict[str, Any], path: Path) -> Path:
@@ -181,10 +197,10 @@ def plot_affine(numbers: dict[str, Any], path: Path) -> Path:
     with page(path, 9, 7.2, layout="constrained") as figure:
         figure.suptitle(f"Accuracy on n = {n:,} images under affine changes", **style.HEADING)
         panels = figure.subplots(2, 2, sharey="row")
-        for axes, (change, label) in zip(panels.flat, AXES.items(), strict=True):
+        for axes, (change, label) in zip(panels.flat, LABELS.items(), strict=True):
             for name, points in numbers[change].items():
                 tried = [point["amount"] for point in points]
-                plot_accuracy(axes, tried, [point["right"] for point in points], n, lines[name])
+                plot_accuracy(axes, tried, [point["correct"] for point in points], n, lines[name])
             axes.set_xlabel(label, fontsize=style.LABEL)
             axes.set_xticks(tried)
             axes.set_ylim(top=100)
@@ -211,19 +227,20 @@ def _percent(measured: dict[str, Any]) -> str:
 
 
 def plot_reconstructions(
-    network: CapsNet, images: ImageSet, classes: tuple[str, ...], path: Path, *, count: int = 4, seed: int = 0
+    network: CapsNet, images: ImageSet, classes: tuple[str, ...], path: Path, *, count: int = 4
 ) -> Path:
     """Plot the first images of a set under affine changes, with the network's predictions and reconstructions.
 
     The reconstruction is from the capsule of the predicted class, without the label. The last column is rotated and
-    shifted at random, by seed. The predictions are written next to the figure as JSON.
+    shifted at random. The predictions are written next to the figure as JSON.
     Raises InputError for a network without decoder, a set without images, and a count below 1.
     """
     network.check_decoder()
     if not len(images) or count < 1:
         raise InputError(f"a figure has at least one image, not {min(count, len(images))}")
     images = images.select(torch.arange(min(count, len(images))))
-    sets, n = _examples(images, seed), len(images)
+    seed, n = 0, len(images)
+    sets = _examples(images, seed)
     together = ImageSet(torch.cat([each.images for each in sets.values()]), images.labels.repeat(len(sets)))
     [(pixels, _, given)] = predict_batches(network, together, batch_size=len(together))
     longest = given.scores.float().max(dim=-1)  # over classes j
@@ -253,12 +270,12 @@ def plot_reconstructions(
 
 def _examples(images: ImageSet, seed: int) -> dict[str, ImageSet]:
     """Return the set under each change, by the words above its column."""
-    shift = amounts(images.images.shape[-1])["right"][-2]
+    shift = amounts(images.images.shape[-1])["shift_right"][-2]
     return {
         "unchanged": images,
         "rotated 30°\nto the right": changed(images, rotation=-30),
         "rotated 30°\nto the left": changed(images, rotation=30),
-        f"shifted {shift} px\nto the right": changed(images, right=shift),
+        f"shifted {shift} px\nto the right": changed(images, shift_right=shift),
         "scaled\nby 0.7": changed(images, scale=0.7),
         "scaled\nby 1.3": changed(images, scale=1.3),
         "sheared 20°\nto the left": changed(images, shear=-20),

@@ -93,8 +93,10 @@ def _name(axes: Axes, names: list[str], cell: float) -> None:
 
 
 @subject(
-    files="confusion.png",
-    caption="Test images by true class (row) and predicted class (column). Errors, off the diagonal, are coloured.",
+    {
+        "confusion.png": "Test images by true class (row) and predicted class (column). Errors, off the diagonal, are "
+        "coloured.",
+    },
 )
 def confusion(context: Context) -> Iterator[Path]:
     """Plot the confusion matrix of the test images."""

@@ -236,9 +236,10 @@ def _caption(network: CapsNet) -> str:
 
 
 @subject(
-    files="couplings.png",
-    caption="The routing of one test image: the mean coupling of the primary capsules at each place with each class, "
-    "by iteration.",
+    {
+        "couplings.png": "The routing of one test image: the mean coupling of the primary capsules at each place with "
+        "each class, by iteration.",
+    },
     needs="capsules",
 )
 @click.option("--image", default=0, show_default=True, help="Place of the test image.")

@@ -142,9 +142,10 @@ def _mark_best(axes: Axes, best: dict[str, Any], epoch: float) -> None:
 
 
 @subject(
-    files="curves.png",
-    caption="Losses, error rates and learning rate over the training. The training errors are those of batches at "
-    "their step, with the recipe's random shifts: they do not measure the finished network.",
+    {
+        "curves.png": "Losses, error rates and learning rate over the training. The training errors are those of "
+        "batches at their step, with the recipe's random shifts: they do not measure the finished network.",
+    },
 )
 def curves(context: Context) -> Iterator[Path]:
     """Plot losses, error rates and learning rate over the training."""

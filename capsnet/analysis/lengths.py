@@ -167,8 +167,10 @@ def _label(axes: Axes, across: str, up: str, title: str) -> None:
 
 
 @subject(
-    files="lengths.png",
-    caption="Accuracy by class, the winning lengths of right and of wrong predictions, and accuracy against length.",
+    {
+        "lengths.png": "Accuracy by class, the winning lengths of right and of wrong predictions, and accuracy "
+        "against length.",
+    },
 )
 def lengths(context: Context) -> Iterator[Path]:
     """Plot accuracy by class, the lengths of right and wrong predictions, and their calibration."""

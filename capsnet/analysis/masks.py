@@ -131,8 +131,10 @@ def _write_lengths(axes: Axes, columns: list[dict[str, Any]]) -> None:
 
 
 @subject(
-    files="masks.png",
-    caption="The mask matrix: test images and, below each, its reconstruction from the capsule of every class alone.",
+    {
+        "masks.png": "The mask matrix: test images and, below each, its reconstruction from the capsule of every "
+        "class alone.",
+    },
     needs="decoder",
 )
 @click.option("--per-class", default=2, show_default=True, help="Number of test images of each class.")

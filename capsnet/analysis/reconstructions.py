@@ -135,9 +135,10 @@ columns_option = click.option("--columns", default=10, show_default=True, help="
 
 
 @subject(
-    files="reconstructions.png",
-    caption="The first test images and, below each, its reconstruction from the capsule of the predicted class, "
-    "without the label.",
+    {
+        "reconstructions.png": "The first test images and, below each, its reconstruction from the capsule of the "
+        "predicted class, without the label.",
+    },
     needs="decoder",
 )
 @images_option
@@ -149,8 +150,10 @@ def reconstructions(context: Context, images: int = 20, columns: int = 10) -> It
 
 
 @subject(
-    files="errors.png",
-    caption="The first misclassified test images: reconstructed from the predicted class and from the true class.",
+    {
+        "errors.png": "The first misclassified test images: reconstructed from the predicted class and from the true "
+        "class.",
+    },
     needs="decoder",
 )
 @images_option

@@ -86,8 +86,9 @@ def make_report(context: Context, names: Sequence[str] | None = QUICK) -> Path:
 def captions(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield the figures in a folder, in the order of SUBJECTS, with their captions."""
     for subject in map(find_subject, SUBJECTS):
-        for path in sorted(folder.glob(subject.files)):
-            yield path, subject.caption
+        for files, caption in subject.captions.items():
+            for path in sorted(folder.glob(files)):
+                yield path, caption
 
 
 def write_report(context: Context) -> Path:

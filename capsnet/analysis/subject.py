@@ -59,9 +59,8 @@ class Subject:
 
     function: Callable[..., Iterable[Path]]
     """Takes a Context and the values of `options`; writes figures and yields their paths."""
-    files: str
-    """The figures' file names: a name, or a pattern with *."""
-    caption: str
+    captions: dict[str, str]
+    """A figure's file name, or a pattern with * for several figures → their caption, in the order of the report."""
     needs: tuple[Need, ...]
     options: list[click.Parameter]
     """The options of its command, each with the default that the report takes."""
@@ -93,7 +92,7 @@ class Subject:
 
 
 def subject(
-    files: str, caption: str, needs: Need | tuple[Need, ...] = "network"
+    captions: dict[str, str], needs: Need | tuple[Need, ...] = "network"
 ) -> Callable[[Callable[..., Iterable[Path]]], Subject]:
     """Make a Subject of a function, which click's option decorators may have been applied to.
 
@@ -103,7 +102,7 @@ def subject(
 
     def make(function: Callable[..., Iterable[Path]]) -> Subject:
         options = list(reversed(getattr(function, "__click_params__", [])))
-        return Subject(function, files, caption, needs if isinstance(needs, tuple) else (needs,), options)
+        return Subject(function, captions, needs if isinstance(needs, tuple) else (needs,), options)
 
     return make
 

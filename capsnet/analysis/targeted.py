@@ -28,8 +28,11 @@ CELL = 0.42  # inches: a cell of a matrix, and an image
 
 
 @subject(
-    files="targeted*.png",
-    caption="Targeted attacks on each pair of classes: gradient ascent on the target's score until it is the highest.",
+    {
+        "targeted.png": "Targeted attacks on each pair of classes: gradient ascent on the target's score until it is "
+        "the highest.",
+        "targeted-images.png": "The first image of each class, the adversarial images, and what was added to them.",
+    },
 )
 @click.option(
     "--per-class", default=1, show_default=True, help="Images of each class, each attacked towards every other class."

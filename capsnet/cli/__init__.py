@@ -11,6 +11,7 @@ from importlib import import_module
 import click
 
 from capsnet.analysis import SUBJECTS
+from capsnet.cli.options import OLD_COMMANDS, OLD_OPTIONS
 from capsnet.errors import InputError, printable
 from capsnet.interrupt import Interrupted, interrupting
 from capsnet.launch import is_first, is_first_here, leave, process_count
@@ -20,13 +21,6 @@ COMMANDS = (
     | dict.fromkeys(SUBJECTS, "analysis")
     | {"import-weights": "run"}
 )  # name → module of this package, imported when the command is asked for
-OLD_COMMANDS = {
-    "figures": "`figures` is now called `report`",
-    "drawings": "`drawings` is now called `reconstructions`, and `errors` for misclassified images alone",
-    "tweaks": "`tweaks` is now called `perturbations`",
-    "bench": "`bench` is no command any more: run the programs in benchmarks/, as RESULTS.md shows",
-}
-OLD_OPTIONS = {"--beside": "--compare", "--other": "--ood", "--count": "--images"}
 SYSTEM_ERRORS = {  # what a system lacks or forbids and a user can change; other errors are faults of this package
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE),

@@ -30,12 +30,24 @@ def report(run: Path, only: tuple[str, ...], compare: tuple[Path, ...], ood: str
 
     It makes all analyses but `attacks`, which takes minutes and has to be named: --only attacks.
     """
-    from capsnet.analysis.report import make_report
+    from capsnet.analysis.report import ALL, make_report
 
+    given = {"compare": compare, "ood": ood}
+    check_used(given, only or ALL)
     context = load_context(run, data_dir, compare, ood)
+    if not only:
+        check_used(given, [name for name in ALL if not find_subject(name).missing(context)])
     path = make_report(context, names=only or None)
     context.run.write_results(context.network, context.data, context.predictions.evaluation())
     print(f"report: {path}")
+
+
+def check_used(given: dict[str, Any], names: Sequence[str]) -> None:
+    """Raise InputError for an option that is given and that none of the subjects has."""
+    used = {option.name for name in names for option in find_subject(name).options}
+    for option, value in given.items():
+        if value and option not in used:
+            raise InputError(f"--{option} has no effect on {', '.join(names)}: leave it out")
 
 
 def analysis_command(name: str) -> click.Command:

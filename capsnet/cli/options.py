@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and the old names of commands and options."""
 
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,19 @@ class PathType(click.ParamType):
 
 PATH = PathType()
 DATA = PathType(expand=False)  # as it was typed: a name or a path
+OLD_COMMANDS = {
+    "figures": "`figures` is now called `report`",
+    "drawings": "`drawings` is now called `reconstructions`, and `errors` for misclassified images alone",
+    "tweaks": "`tweaks` is now called `perturbations`",
+    "bench": "`bench` is no command any more: run the programs in benchmarks/, as RESULTS.md shows",
+}
+OLD_OPTIONS = {
+    "--beside": "--compare",
+    "--other": "--ood",
+    "--count": "--images",
+    "--epsilons": "--epsilon",
+    "--dimensions": "--dimension",
+}  # of the commands; recipes.OLD_NAMES has those of recipes
 
 
 def choose_device(ctx: click.Context, param: click.Parameter, value: str) -> None:

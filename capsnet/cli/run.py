@@ -14,6 +14,7 @@ from capsnet.errors import InputError, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from capsnet.analysis.detection.detector import Detector
     from capsnet.evaluation import Evaluation, FilePrediction
 
 
@@ -75,7 +76,7 @@ def predict(run: Path, images: tuple[Path, ...], invert: bool, as_json: bool) ->
     if as_json:
         print(json.dumps([asdict(prediction) for prediction in predictions]))
     else:
-        print_predictions(predictions, invert)
+        print_predictions(predictions, detector, inverted=invert)
 
 
 @click.command()
@@ -112,8 +113,8 @@ def print_evaluation(result: "Evaluation", classes: tuple[str, ...]) -> None:
     print(f"test accuracy {result.accuracy:.2%}: {result.errors} errors of n = {result.n:,}{reconstruction}")
 
 
-def print_predictions(predictions: list["FilePrediction"], inverted: bool) -> None:
-    """Print a row per image, the threshold of the reconstruction error, and whether images were inverted.
+def print_predictions(predictions: list["FilePrediction"], detector: "Detector | None", *, inverted: bool) -> None:
+    """Print a row per image, the detector's threshold of the reconstruction error, and whether images were inverted.
 
     Nothing is said of a threshold for networks without a decoder.
     """
@@ -127,13 +128,12 @@ def print_predictions(predictions: list["FilePrediction"], inverted: bool) -> No
         flag = {None: "-", False: "no", True: "yes"}[p.suspicious]
         table.add_row(printable(p.image), printable(p.predicted), f"{p.lengths[p.predicted]:.2f}", rest, error, flag)
     print_table(table)
-    first = predictions[0]
-    if first.suspicious is not None:
+    if detector is not None:
         print(
-            f"suspicious: a reconstruction error above {first.threshold:.2f}, as 5 % of the validation images have; "
-            "perhaps of no known class, or attacked"
+            f"suspicious: a reconstruction error above {detector.threshold:.2f}, as {100 - detector.percentile:g} % of "
+            "the validation images have; perhaps of no known class, or attacked"
         )
-    elif first.reconstruction_error is not None:
+    elif predictions[0].reconstruction_error is not None:
         print("there is no detector of suspicious images for these weights: `capsnet detection RUN` makes one")
     print("light and dark were swapped" if inverted else "images were read as they are (--invert swaps light and dark)")
 

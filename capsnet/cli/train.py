@@ -26,7 +26,7 @@ from capsnet.launch import (
     note_start,
     process_count,
 )
-from capsnet.recipes import RECIPES, Fast, Recipe, find_recipe, flag
+from capsnet.recipes import LOG_STEPS, RECIPES, SAVE_MINUTES, Fast, Recipe, find_recipe, flag
 
 if TYPE_CHECKING:
     from capsnet.baselines import ConvBaseline
@@ -76,7 +76,7 @@ class TrainCommand(click.Command):
 class StepsOrEpoch(click.ParamType):
     """A number of steps, or None for the word `epoch`."""
 
-    name = "integer"
+    name = "integer|epoch"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         """Return the number."""
@@ -138,13 +138,17 @@ def choose_recipe(ctx: click.Context, param: click.Parameter, name: str | None) 
 @click.option("--overwrite", is_flag=True, help="Replace a run folder that exists.")
 @click.option(
     "--save-every",
-    default=5.0,
+    default=SAVE_MINUTES,
     type=click.FloatRange(min=0, min_open=True),
     metavar="MINUTES",
     help="Minutes between checkpoints within an epoch.",
 )
 @click.option(
-    "--log-every", default=20, type=click.IntRange(min=1), metavar="STEPS", help="Steps between records in log.jsonl."
+    "--log-every",
+    default=LOG_STEPS,
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Steps between records in log.jsonl.",
 )
 @device_option
 @click.option("--devices", type=int, metavar="N", help="Processes on this machine: a GPU or a share of the cores each.")
@@ -168,8 +172,8 @@ def train(ctx: click.Context, **options: Any) -> None:
 
     The defaults below are those of the recipe fast; `capsnet train --recipe NAME --help` shows those of another one.
     """
-    request = requested(ctx)
-    check(request)
+    request = make_request(ctx)
+    check_request(request, ctx)
     if (request.devices or 1) > 1 and not launched():
         launch(request.devices or 1)
     elif process_count() > 1:
@@ -182,7 +186,7 @@ def train(ctx: click.Context, **options: Any) -> None:
         train_and_report(request)
 
 
-def requested(ctx: click.Context) -> Request:
+def make_request(ctx: click.Context) -> Request:
     """Return what a parsed command line asks for.
 
     A new run has its recipe's settings, a resumed one those of the run; options that were typed replace them.
@@ -238,8 +242,8 @@ def label(field: str, value: Any) -> str:
     return f"{name}-{value or 'epoch'}" if value is None or isinstance(value, str) else f"{name}{value}"
 
 
-def check(request: Request) -> None:
-    """Raise InputError for options that contradict each other, before data are looked for."""
+def check_request(request: Request, ctx: click.Context) -> None:
+    """Raise InputError for options that contradict each other or have no effect, before data are looked for."""
     check_counts(request.devices, request.nodes)
     from capsnet.hardware import default_device, device_count
 
@@ -254,21 +258,22 @@ def check(request: Request) -> None:
         raise InputError(f"--devices {processes}, but this machine has {device_count()} {kind}(s): ask for fewer")
     if not request.resume:  # a resumed run's own batch size is checked once it is read
         check_batch(request.recipe.batch_size, processes)
-    for name, wanted in (("cuda-graph", request.cuda_graph), ("images-on-device", request.images_on_device)):
-        if not wanted and device == "cpu":
-            raise InputError(f"--no-{name} has no effect on a CPU: leave it out")
-    if not request.cuda_graph and processes > 1:
-        raise InputError("--no-cuda-graph has no effect with several processes, which record none: leave it out")
+    for name in ("cuda_graph", "images_on_device"):
+        option = flag(name) if getattr(request, name) else flag(f"no_{name}")
+        if is_typed(ctx, name) and device == "cpu":
+            raise InputError(f"{option} has no effect on a CPU: leave it out")
+        if is_typed(ctx, name) and name == "cuda_graph" and processes > 1:
+            raise InputError(f"{option} has no effect with several processes, which record none: leave it out")
 
 
 def train_and_report(request: Request) -> None:
-    """Train in this process."""
+    """Train, evaluate and report in this process; of several processes, only the first evaluates and reports."""
     from capsnet.files import locked
     from capsnet.hardware import keep_freed_memory
 
     keep_freed_memory()
     say(f"run folder: {request.folder}")
-    run, data, resume = opened(request)
+    run, data, resume = open_run_for_all(request)
     say(f"recipe {run.recipe_name}, {len(data.train):,} training images of {data.image_shape}")
     if not is_first():
         train_run(request, run, data, resume)
@@ -277,11 +282,11 @@ def train_and_report(request: Request) -> None:
         before = run.weights_checksum()
         network = train_run(request, run, data, resume)
         if run.weights_checksum() != before:
-            rmtree(run.folder / "figures", ignore_errors=True)  # of other weights
+            rmtree(run.folder / "figures", ignore_errors=True)  # made with earlier weights
         evaluate_and_report(run, network, data)
 
 
-def opened(request: Request) -> "tuple[Run, Data, bool]":
+def open_run_for_all(request: Request) -> "tuple[Run, Data, bool]":
     """Return the run, its data and whether it is resumed; the first process finds them for all."""
     if process_count() == 1:
         return open_run(request)

@@ -22,7 +22,7 @@ from capsnet.evaluation import evaluate
 from capsnet.models import CapsNet
 from tests.analysis.conftest import CLASSES
 
-CHANGES = ("rotation", "right", "scale", "shear")
+CHANGES = ("rotation", "shift_right", "scale", "shear")
 SHAPES = [(2, 1, 28, 28), (3, 3, 7, 7), (2, 1, 8, 8), (2, 2, 27, 33)]
 
 
@@ -63,7 +63,7 @@ def test_a_shift_of_whole_pixels_is_that_shift_filled_with_zeros(shape):
     pixels = with_zeros(shape)
     moved = torch.zeros_like(pixels)
     moved[:, :, 2:, :-1] = pixels[:, :, :-2, 1:]
-    assert torch.equal(transformed(pixels, down=2, right=-1), moved)
+    assert torch.equal(transformed(pixels, shift_down=2, shift_right=-1), moved)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
@@ -89,12 +89,12 @@ def test_a_shear_leans_to_the_right():
 
 
 def test_half_a_pixel_is_shared_by_two():
-    assert transformed(dot(), right=0.5)[0, 0, 7, 9:13].tolist() == [0, 0.5, 0.5, 0]
+    assert transformed(dot(), shift_right=0.5)[0, 0, 7, 9:13].tolist() == [0, 0.5, 0.5, 0]
 
 
 def test_changes_are_made_in_the_order_scale_shear_rotation_shift():
     # From 2 above the middle, scaled to 4, leant to 4 right of it, turned to 4 left and 4 above, and then shifted.
-    moved = place(transformed(dot(row=5), scale=2, shear=45, rotation=90, right=2))
+    moved = place(transformed(dot(row=5), scale=2, shear=45, rotation=90, shift_right=2))
     assert moved == pytest.approx([7 - 4, 10 - 4 + 2], abs=0.1)
 
 
@@ -105,7 +105,7 @@ def test_each_image_may_have_its_own_amounts():
 
 
 def test_no_pixel_leaves_the_range():
-    for change in ({"rotation": 13.0}, {"scale": 1.37}, {"shear": -21.0}, {"right": 0.3, "down": 0.7}):
+    for change in ({"rotation": 13.0}, {"scale": 1.37}, {"shear": -21.0}, {"shift_right": 0.3, "shift_down": 0.7}):
         white = transformed(torch.ones(1, 1, 28, 28), **change)
         assert white.min() >= 0
         assert white.max() <= 1
@@ -140,26 +140,32 @@ def test_random_shifts_are_whole_and_within_their_bounds():
     assert torch.equal(moved.sum(dim=(0, 1)) > 0, torch.nn.functional.pad(torch.ones(3, 3), (3, 3, 3, 3)) > 0)
 
 
+def accuracy(correct, n):
+    """What is written of a network with so many correct predictions."""
+    low, high = wilson(correct, n)
+    return {"n": n, "correct": correct, "accuracy": correct / n, "low": low, "high": high}
+
+
 def test_without_change_the_accuracy_is_that_of_an_evaluation(networks, images):
     numbers = measure_affine(networks, images)
     assert list(numbers) == ["n", "seed", *CHANGES, "random"]
     assert numbers["n"] == 12
     for name, network in networks.items():
-        right = share(12 - evaluate(network, images).errors, 12)
+        measured = accuracy(12 - evaluate(network, images).errors, 12)
         for change in CHANGES:
             (unchanged,) = (point for point in numbers[change][name] if point["amount"] == (change == "scale"))
-            assert unchanged == {"amount": unchanged["amount"]} | right
+            assert unchanged == {"amount": unchanged["amount"]} | measured
 
 
 def test_under_a_change_the_accuracy_is_that_on_the_changed_images(networks, images):
-    numbers = measure_affine(networks, images, seed=3, random_shift=1)
+    numbers = measure_affine(networks, images, seed=3)
     for name, network in networks.items():
         for change in CHANGES:
             for point in numbers[change][name]:
                 moved = changed(images, **{change: point["amount"]})
-                assert point["right"] == 12 - evaluate(network, moved).errors
-        moved = changed_at_random(images, 3, rotation=30, shift=1)
-        assert numbers["random"]["networks"][name] == share(12 - evaluate(network, moved).errors, 12)
+                assert point["correct"] == 12 - evaluate(network, moved).errors
+        moved = changed_at_random(images, 3)
+        assert numbers["random"]["networks"][name] == accuracy(12 - evaluate(network, moved).errors, 12)
 
 
 def test_as_many_images_as_asked_for_are_drawn_by_seed(networks, images):
@@ -209,12 +215,16 @@ def test_a_share_of_no_images_is_unknown():
 NUMBERS = {"n": 20, "seed": 7}
 NUMBERS |= {
     change: {
-        name: [{"amount": amount, **share(right, 20)} for amount, right in zip((-1, 0, 1), counts, strict=True)]
+        name: [{"amount": amount, **accuracy(correct, 20)} for amount, correct in zip((-1, 0, 1), counts, strict=True)]
         for name, counts in {"capsules": (10, 20, k), "plain": (8, 19, k + 1)}.items()
     }
     for k, change in enumerate(CHANGES)
 }
-NUMBERS["random"] = {"rotation": 30.0, "shift": 2, "networks": {"capsules": share(15, 20), "plain": share(20, 20)}}
+NUMBERS["random"] = {
+    "rotation": 30.0,
+    "shift": 2,
+    "networks": {"capsules": accuracy(15, 20), "plain": accuracy(20, 20)},
+}
 
 
 def test_every_network_has_its_curve_in_every_panel(pages, tmp_path):
@@ -249,7 +259,7 @@ def test_the_numbers_beside_the_curves_are_those_measured(pages, tmp_path):
     numbers = json.loads(plot_affine(NUMBERS, tmp_path / "a.png").with_suffix(".json").read_text())
     assert (numbers["n"], numbers["seed"]) == (20, 7)
     low, high = wilson(8, 20)
-    measured = {"n": 20, "right": 8, "accuracy": 0.4, "low": low, "high": high}
+    measured = {"n": 20, "correct": 8, "accuracy": 0.4, "low": low, "high": high}
     assert numbers["shear"]["plain"][0] == {"amount": -1} | measured
     assert (numbers["random"]["rotation"], numbers["random"]["shift"]) == (30, 2)
     assert numbers["random"]["networks"]["plain"]["accuracy"] == 1

@@ -49,6 +49,11 @@ def test_every_name_is_that_of_a_subject_whose_defaults_are_those_of_its_options
             assert given == defaults[option.name]
 
 
+@pytest.mark.parametrize(("name", "line"), SUBJECTS.items())
+def test_the_help_line_of_a_subject_is_that_of_its_docstring(name, line):
+    assert line == find_subject(name).function.__doc__.split("\n\n")[0]
+
+
 def test_the_figures_that_are_named_are_made_and_no_others(context, made):
     make_report(context(), ["attacks", "confusion"])
     assert made == ["attacks", "confusion"]
@@ -98,7 +103,7 @@ def test_of_all_figures_those_are_left_out_that_the_network_cannot_have(context,
 def test_a_subject_makes_the_files_that_it_names(context, tmp_path, name):
     paths = find_subject(name)(context())
     files = sorted(path.name for path in (tmp_path / "figures").glob("*.png"))
-    assert files == sorted(path.name for path in (tmp_path / "figures").glob(find_subject(name).files))
+    assert files == sorted(path.name for path, _ in captions(tmp_path / "figures"))
     assert set(files) == {path.name for path in paths if path.suffix == ".png"}
     assert (tmp_path / "figures" / min(files, key=len)).with_suffix(".json").is_file()
 
@@ -108,6 +113,29 @@ def test_the_report_finds_figures_in_the_order_of_the_subjects(tmp_path):
     for name in (*names[::-1], "perturbations-0.gif", "holiday.png"):
         (tmp_path / name).touch()
     assert [path.name for path, _ in captions(tmp_path)] == list(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"affine.png": "with 95 % intervals", "affine-reconstructions.png": "below each image, its reconstruction"},
+        {"attacks.png": "worst of all attacks", "attacks-masking.png": "Checks for masked gradients"},
+        {"targeted.png": "on each pair of classes", "targeted-images.png": "the adversarial images"},
+        {"perturbations-0.png": "from one capsule", "perturbations-1.png": "from one capsule"},
+    ],
+)
+def test_each_figure_has_its_own_caption_and_the_main_one_is_first(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    found = {path.name: caption for path, caption in captions(tmp_path)}
+    assert list(found) == list(names)
+    assert all(words in found[name] for name, words in names.items())
+
+
+def test_no_two_figures_of_a_subject_share_a_caption():
+    for name in SUBJECTS:
+        texts = find_subject(name).captions.values()
+        assert len(set(texts)) == len(texts)
 
 
 def test_a_training_ends_with_figures_of_the_subjects():

@@ -13,8 +13,11 @@ from capsnet.errors import InputError
 
 
 @subject(
-    files="attacks*.png",
-    caption="Accuracy under the worst of all attacks, image by image, and the checks of the attacks.",
+    {
+        "attacks.png": "Accuracy under the worst of all attacks, image by image.",
+        "attacks-masking.png": "Checks for masked gradients: accuracy (Linf) as steps of PGD, then random starts and "
+        "other attacks are added.",
+    },
     needs="foolbox",
 )
 @click.option("--images", default=50, show_default=True, help="Number of test images, half of them attacked in L2 too.")

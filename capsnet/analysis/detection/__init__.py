@@ -12,9 +12,10 @@ from capsnet.analysis.subject import Context, ood_option, subject
 
 
 @subject(
-    files="detection.png",
-    caption="Detection of attacks: an image is flagged where its reconstruction error is above that of 95 % of the "
-    "validation images.",
+    {
+        "detection.png": "Detection of attacks: an image is flagged where its reconstruction error is above that of "
+        "95 % of the validation images.",
+    },
     needs=("decoder", "validation"),
 )
 @click.option(

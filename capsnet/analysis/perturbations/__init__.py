@@ -177,9 +177,10 @@ def _signed(offset: float) -> str:
 
 
 @subject(
-    files="perturbations-*.png",
-    caption="Reconstructions from one capsule, with a number added to one of its dimensions and all else unchanged. "
-    "Rows are sorted by how much they change; a word names the effect where one is clear.",
+    {
+        "perturbations-*.png": "Reconstructions from one capsule, with a number added to one of its dimensions and "
+        "all else unchanged. Rows are sorted by how much they change; a word names the effect where one is clear.",
+    },
     needs="decoder",
 )
 @click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed. All classes by default.")
