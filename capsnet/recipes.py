@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, with_config
 from typing_extensions import Doc
 
-from capsnet.checks import STRICT, Iterations, Scale, Size, Slope, check_arguments
+from capsnet.checks import STRICT, Decoder, Initialisation, Iterations, Scale, Size, Slope, check_arguments
 from capsnet.errors import InputError
+from capsnet.ops import Gradient
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -43,7 +44,7 @@ class Recipe:
     ] = "capsnet"
     iterations: Annotated[Iterations, Doc("Routing iterations: the number of weighted sums.")] = 3
     gradient: Annotated[
-        Literal["all", "last"], Doc("Backpropagate through all routing iterations, or only through the last one.")
+        Gradient, Doc("Backpropagate through all routing iterations, or only through the last one.")
     ] = "all"
     conv_channels: Annotated[Size, Doc("Channels of conv1.")] = 256
     conv_kernel: Annotated[Size, Doc("Kernel size of conv1, in pixels.")] = 9
@@ -59,10 +60,10 @@ class Recipe:
     bias: Annotated[bool, Doc("Add a learned bias to the weighted sum in every iteration.")] = False
     none_of_the_above: Annotated[bool, Doc("Add a none-of-the-above logit to the softmax of the couplings.")] = False
     initialisation: Annotated[
-        Literal["torch", "official"], Doc("PyTorch's defaults, or the truncated normals of the authors' code.")
+        Initialisation, Doc("PyTorch's defaults, or the truncated normals of the authors' code.")
     ] = "torch"
     decoder: Annotated[
-        Literal["dense", "conv", "none"],
+        Decoder,
         Doc("The paper's decoder, one of transposed convolutions, or none and no reconstruction loss."),
     ] = "dense"
 
@@ -192,7 +193,7 @@ class Official(Recipe):
 
     primary_scale: float = 1 / 32
     bias: bool = True
-    initialisation: Literal["torch", "official"] = "official"
+    initialisation: Initialisation = "official"
     reconstruction_weight: float = 0.01
     length: ClassVar[dict[str, int]] = {"steps": 300_000}
 
@@ -206,7 +207,7 @@ class Fast(Recipe):
     99.28 % on the 5,000 validation images. The settings were chosen on the validation images alone.
     """
 
-    gradient: Literal["all", "last"] = "last"
+    gradient: Gradient = "last"
     shift: int = 1
     length: ClassVar[dict[str, int]] = {"steps": 2000}
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
@@ -248,7 +249,7 @@ class ChainerCode(Recipe):
     """
 
     shared: bool = True
-    decoder: Literal["dense", "conv", "none"] = "none"
+    decoder: Decoder = "none"
     length: ClassVar[dict[str, int]] = {"epochs": 500}
     batch_size: int = 256
     lr_decay: float = 0.95

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.ops import Gradient
 from capsnet.ops.autograd import route_without_votes
-from capsnet.ops.dispatch import choose_backend, is_forced
-from capsnet.ops.reference import Gradient, check_routing, dynamic_routing, vote
+from capsnet.ops.dispatch import stores_votes
+from capsnet.ops.reference import check_routing, dynamic_routing, vote
 from capsnet.ops.squash import sum_dtype
 
 
@@ -58,8 +59,7 @@ def _route(
 ) -> Tensor:
     dtype = sum_dtype(children)  # of sums and logits
     prior, bias = (None if t is None else t.to(dtype) for t in (prior, bias))
-    compiling = torch.compiler.is_compiling()  # compiled code chooses the backend when it runs
-    if is_forced("reference") or (not compiling and choose_backend(children, weight) == "reference"):
+    if stores_votes(children, weight):
         votes = vote(children, weight).to(dtype)
         return dynamic_routing(
             votes, iterations, prior=prior, bias=bias, none_of_the_above=none_of_the_above, gradient=gradient
