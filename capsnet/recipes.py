@@ -243,9 +243,10 @@ class ChainerCode(Recipe):
     capsnet train mnist --recipe chainer        (with --negative-slope 0.05: its leaky ReLU, 99.66 %)
     Not yet run to the end.
 
-    Different there: primary capsules are not squashed, and their shared matrices have biases; weights start uniform
-    in ±0.05; the learning rate falls once an epoch, not in every step; all images of a batch are shifted alike, by -2
-    to 1 pixels; it trains on all 60,000 images and keeps the best epoch on the test images.
+    Different there: primary capsules are not squashed, and their shared matrices have biases; the squash of a zero
+    vector has gradient NaN; weights start uniform in ±0.05, biases at 0 (Chainer's default); the seed is 789; the
+    learning rate falls once an epoch, not in every step; all images of a batch are shifted alike, by -2 to 1 pixels in
+    one version and -2 to 2 in a later one; it trains on all 60,000 images and keeps the best epoch on the test images.
     """
 
     shared: bool = True
@@ -264,9 +265,11 @@ class TensorFlowCode(Recipe):
     capsnet train mnist --recipe tensorflow     (with --prior: its learned initial logits)
     Not yet run to the end.
 
-    Different there: the learning rate falls once in 1,000 steps, not in every step; the decoder gets the 16 numbers of
-    one capsule and not its class; weights start from Glorot's distribution in conv1, else from a truncated normal of
-    0.1.
+    Different there: the learning rate falls once in 1,000 steps, not in every step; the squash of a zero vector is NaN;
+    the decoder gets the 16 numbers of one capsule and not its class, and on test images those of the true label;
+    weights start from Glorot's distribution in conv1 and (slim's default) the primary capsules, else from a truncated
+    normal of 0.1; it keeps the weights of the last step. The 5,000 steps in its stored config.py are only printed:
+    `--max_iters` is 10,000 by default.
     """
 
     length: ClassVar[dict[str, int]] = {"steps": 10_000}
@@ -284,9 +287,11 @@ class PyTorchCode(Recipe):
     Not yet run to the end.
 
     Its `--routing_iterations 3` makes four weighted sums. Its margin loss is a mean over the 10 classes, and its
-    reconstruction loss a mean over the 784 pixels. Different there: the learning rate is constant, and falls to a tenth
-    when the test loss has not fallen for 15 epochs (here it falls by the paper's schedule, and no choice depends on
-    test images); it trains on all 60,000 images and keeps the last epoch.
+    reconstruction loss a mean over the 784 pixels; the recipe has the same balance of the two. Different there: no
+    decoder without `--with_reconstruction`; matrices start uniform in ±1/sqrt(1152), here from N(0, 0.1); the seed is
+    1; the squash of a zero vector is NaN; test images are reconstructed from the true label's capsule; the learning
+    rate is constant, and falls to a tenth when the test loss has not fallen for 15 epochs (here it falls by the paper's
+    schedule, and no choice depends on test images); it trains on all 60,000 images and keeps the last epoch.
     """
 
     iterations: int = 4
@@ -302,8 +307,10 @@ class NotebookCode(Recipe):
     capsnet train mnist --recipe notebook
     Not yet run to the end.
 
-    Different there: the softmax runs over the children, the margin loss is not squared, matrices start from N(0, 1),
-    and the training images, all 60,000, are not shuffled.
+    Different there: the softmax runs over the children, the margin loss is not squared, the squash of a zero vector is
+    NaN, and matrices start from N(0, 1), with which only that softmax learns; the decoder is masked by the
+    predicted class in training too, here by the true label; the seed is 1; the training images, all 60,000, are not
+    shuffled; it keeps the last epoch.
     """
 
     length: ClassVar[dict[str, int]] = {"epochs": 3}
