@@ -1,4 +1,8 @@
-"""Dynamic routing: the parents of Procedure 1 of Sabour, Frosst and Hinton (2017), by the fastest backend."""
+"""Dynamic routing: the parents of Procedure 1 of Sabour, Frosst and Hinton (2017), by the fastest backend.
+
+The softmax over the parents is in `reference.py` with the paper's other lines, and in each of the fast backends, of
+which `dispatch.py` chooses one.
+"""
 
 import torch
 from torch import Tensor
