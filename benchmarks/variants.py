@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from shutil import which
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from capsnet.build import build_network, losses
 from capsnet.hardware import default_device, fast_bf16
 from capsnet.layers import channels_last
 from capsnet.models import CapsNet
+from capsnet.ops import Gradient
 from capsnet.ops.convolution import strided_conv2d
 from capsnet.ops.routing import route
 from capsnet.recipes import Paper
@@ -42,7 +43,7 @@ class Variant:
     compiled: bool = False
     trains: bool = False  # by the `Step` of `capsnet train`, which on a GPU is a CUDA graph
     optional: bool = False  # not the default of `capsnet train`
-    gradient: Literal["all", "last"] = "all"  # the routing iterations that gradients pass through
+    gradient: Gradient = "all"  # the routing iterations that gradients pass through
 
 
 def variants(device: torch.device) -> list[Variant]:

@@ -72,12 +72,10 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
     with atomic_write(path) as part, part.open("wb") as file:
         file.write(hashlib.sha256(content).hexdigest().encode())
         file.write(content)
-    earlier = [other for other in checkpoint_paths(run) if other < path]
-    for other in checkpoint_paths(run):
-        if other not in (
-            path,
-            *earlier[: KEPT - 1],
-        ):  # later ones are damaged: training was resumed before them
+    paths = checkpoint_paths(run)
+    kept = [other for other in paths if other <= path][:KEPT]  # later ones are damaged: training resumed before them
+    for other in paths:
+        if other not in kept:
             remove(other)
     return path
 

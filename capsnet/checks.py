@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin, get_type_hints
 
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -21,6 +21,8 @@ Iterations = Annotated[int, Field(ge=1, le=100)]
 Slope = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=0, le=1000)]
 ImageShape = Annotated[tuple[Size, Size, Size], Field(strict=False)]  # a list and a torch.Size are accepted too
+Decoder = Literal["dense", "conv", "none"]
+Initialisation = Literal["torch", "official"]
 Classes = Annotated[int, Field(ge=2, le=2**20)]
 MAX_PARAMETERS = 2**31  # of a network: 8 GiB in float32
 MAX_BYTES = 16 << 20  # of a JSON file; those of a run have a few kilobytes

@@ -8,8 +8,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from capsnet.errors import InputError
+from capsnet.ops import Gradient
 from capsnet.ops.convolution import strided_conv2d
-from capsnet.ops.reference import Gradient, routing_trace, vote
+from capsnet.ops.reference import routing_trace, vote
 from capsnet.ops.routing import route
 from capsnet.ops.squash import squash
 
@@ -67,6 +69,8 @@ class RoutedCaps(nn.Module):
     With `places` above 1, the places of a capsule type share its matrices; the children must then be ordered by type.
     `prior` makes the initial logits a parameter, and `bias` adds a parameter to each weighted sum. `none_of_the_above`
     adds a logit of 0 for no parent.
+
+    Raises InputError for children that are not a multiple of `places`.
     """
 
     def __init__(
@@ -84,12 +88,14 @@ class RoutedCaps(nn.Module):
         none_of_the_above: bool = False,
     ) -> None:
         super().__init__()
+        if places < 1 or children % places:
+            raise InputError(f"children must be a multiple of places, and {children} is none of {places}")
         self.weight = nn.Parameter(torch.empty(children // places, parents, child_dim, parent_dim))
         self.prior = nn.Parameter(torch.zeros(children, parents)) if prior else None
         self.bias = nn.Parameter(torch.zeros(parents, parent_dim)) if bias else None
         self.iterations, self.gradient = iterations, gradient
         self.places, self.none_of_the_above = places, none_of_the_above
-        nn.init.normal_(self.weight, std=0.1)
+        nn.init.normal_(self.weight, std=0.1)  # the authors' sigma; the paper does not say
 
     def matrices(self) -> Tensor:
         """One matrix for each child and parent, [i, j, d, e], repeated where places share them."""
@@ -101,7 +107,12 @@ class RoutedCaps(nn.Module):
         """Children [b, i, d] → couplings [b, i, j] and parents [b, j, e] of each iteration in turn."""
         votes = vote(children, self.matrices())  # [b, i, j, e]
         return routing_trace(
-            votes, self.iterations, prior=self.prior, bias=self.bias, none_of_the_above=self.none_of_the_above
+            votes,
+            self.iterations,
+            prior=self.prior,
+            bias=self.bias,
+            none_of_the_above=self.none_of_the_above,
+            gradient=self.gradient,
         )
 
     def forward(self, children: Tensor) -> Tensor:
@@ -118,18 +129,23 @@ class RoutedCaps(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """The paper's decoder: three dense layers from the capsules, all but one of them zeroed, to pixels (Figure 2)."""
+    """The paper's decoder: three dense layers from the capsules, all but one of them zeroed, to pixels (Figure 2).
 
-    def __init__(self, capsules: int, dim: int, image_shape: tuple[int, int, int]) -> None:
+    `hidden` has the sizes of the first two layers: those of Section 4.1 and Figure 2.
+    """
+
+    def __init__(
+        self, capsules: int, dim: int, image_shape: tuple[int, int, int], hidden: tuple[int, int] = (512, 1024)
+    ) -> None:
         super().__init__()
         self.image_shape = image_shape
         channels, height, width = image_shape
         self.layers = nn.Sequential(
-            nn.Linear(capsules * dim, 512),
+            nn.Linear(capsules * dim, hidden[0]),
             nn.ReLU(),
-            nn.Linear(512, 1024),
+            nn.Linear(*hidden),
             nn.ReLU(),
-            nn.Linear(1024, channels * height * width),
+            nn.Linear(hidden[1], channels * height * width),
             nn.Sigmoid(),
         )
 

@@ -1,6 +1,6 @@
 """CapsNet, the network of Figures 1 and 2 of Sabour, Frosst and Hinton (2017)."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from capsnet.checks import (
     Classes,
+    Decoder,
     ImageShape,
+    Initialisation,
     Iterations,
     Scale,
     Size,
@@ -21,10 +23,7 @@ from capsnet.errors import InputError
 from capsnet.hub import HubNetwork
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps, StridedConv2d
 from capsnet.losses import check_labels, one_hot
-from capsnet.ops.reference import Gradient
-
-Decoder = Literal["dense", "conv", "none"]
-Initialisation = Literal["torch", "official"]
+from capsnet.ops import Gradient
 
 
 class CapsNetOutput(NamedTuple):
@@ -72,19 +71,9 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
         decoder: Decoder = "dense",
     ) -> None:
         check_arguments(CapsNet.__init__, locals())
+        height, width = _checked_grid(**locals())
         super().__init__()
-        channels, *size = image_shape
-        image_shape = (channels, size[0], size[1])  # a tuple, even if a list was given
-        height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in size)
-        places, capsules = height * width, primary_types * height * width
-        decoders = {"dense": 1024 * channels, "conv": 8 * classes * capsule_dim, "none": 0}  # weights a pixel, about
-        check_parameters(
-            conv1=channels * conv_channels * conv_kernel**2,
-            primary_caps=conv_channels * primary_types * primary_dim * primary_kernel**2,
-            digit_caps=(primary_types if shared else capsules) * classes * primary_dim * capsule_dim,
-            prior=capsules * classes if prior else 0,
-            decoder=decoders[decoder] * size[0] * size[1],
-        )
+        image_shape = (image_shape[0], image_shape[1], image_shape[2])  # a tuple, even if a list was given
         self.image_shape, self.classes, self.negative_slope = image_shape, classes, negative_slope
         self.grid = (height, width)  # of the primary capsules of one type
         self.conv1 = StridedConv2d(image_shape[0], conv_channels, conv_kernel)
@@ -92,13 +81,13 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
             conv_channels, primary_types, primary_dim, primary_kernel, primary_stride, primary_scale
         )
         self.digit_caps = RoutedCaps(
-            capsules,
+            primary_types * height * width,
             classes,
             primary_dim,
             capsule_dim,
             iterations,
             gradient=gradient,
-            places=places if shared else 1,
+            places=height * width if shared else 1,
             prior=prior,
             bias=bias,
             none_of_the_above=none_of_the_above,
@@ -149,6 +138,8 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
     def forward(self, images: Tensor, classes: Tensor | None = None) -> CapsNetOutput:
         """Classify and reconstruct the images, from the capsules of `classes` or, if None, from the longest ones.
 
+        Without a decoder, `classes` has no effect.
+
         images [b, c, h, w], classes [b] → lengths [b, j], capsules [b, j, e], reconstruction [b, c, h, w]
         """
         capsules = self.encode(images)  # [b, j, e]
@@ -181,6 +172,39 @@ def check_images(images: Tensor, image_shape: tuple[int, ...], weight: Tensor) -
         )
 
 
+def _checked_grid(
+    image_shape: ImageShape,
+    classes: int,
+    conv_channels: int,
+    conv_kernel: int,
+    primary_types: int,
+    primary_dim: int,
+    primary_kernel: int,
+    primary_stride: int,
+    capsule_dim: int,
+    prior: bool,
+    shared: bool,
+    decoder: Decoder,
+    **_: Any,
+) -> tuple[int, int]:
+    """Rows and columns of the primary capsules' grid.
+
+    Takes all arguments of CapsNet. Raises InputError for an image that is too small and for too many parameters.
+    """
+    channels, *size = image_shape
+    height, width = (_grid(n, conv_kernel, primary_kernel, primary_stride, image_shape) for n in size)
+    capsules = primary_types * height * width
+    decoders = {"dense": 1024 * channels, "conv": 8 * classes * capsule_dim, "none": 0}  # weights a pixel, about
+    check_parameters(
+        conv1=channels * conv_channels * conv_kernel**2,
+        primary_caps=conv_channels * primary_types * primary_dim * primary_kernel**2,
+        digit_caps=(primary_types if shared else capsules) * classes * primary_dim * capsule_dim,
+        prior=capsules * classes if prior else 0,
+        decoder=decoders[decoder] * size[0] * size[1],
+    )
+    return height, width
+
+
 def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int, image_shape: ImageShape) -> int:
     """Places along one side of the primary capsules' grid."""
     room = size - conv_kernel + 1 - primary_kernel
@@ -196,7 +220,8 @@ def _grid(size: int, conv_kernel: int, primary_kernel: int, primary_stride: int,
 def _decoder(name: Decoder, classes: int, capsule_dim: int, image_shape: ImageShape) -> nn.Module | None:
     if name == "none":
         return None
-    return {"dense": DenseDecoder, "conv": ConvDecoder}[name](classes, capsule_dim, image_shape)
+    decoder = DenseDecoder if name == "dense" else ConvDecoder
+    return decoder(classes, capsule_dim, image_shape)
 
 
 def _initialise_as_the_authors(model: CapsNet) -> None:

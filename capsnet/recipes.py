@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, with_config
 from typing_extensions import Doc
 
-from capsnet.checks import STRICT, Iterations, Scale, Size, Slope, check_arguments
+from capsnet.checks import STRICT, Decoder, Initialisation, Iterations, Scale, Size, Slope, check_arguments
 from capsnet.errors import InputError
+from capsnet.ops import Gradient
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -43,7 +44,7 @@ class Recipe:
     ] = "capsnet"
     iterations: Annotated[Iterations, Doc("Routing iterations: the number of weighted sums.")] = 3
     gradient: Annotated[
-        Literal["all", "last"], Doc("Backpropagate through all routing iterations, or only through the last one.")
+        Gradient, Doc("Backpropagate through all routing iterations, or only through the last one.")
     ] = "all"
     conv_channels: Annotated[Size, Doc("Channels of conv1.")] = 256
     conv_kernel: Annotated[Size, Doc("Kernel size of conv1, in pixels.")] = 9
@@ -59,10 +60,10 @@ class Recipe:
     bias: Annotated[bool, Doc("Add a learned bias to the weighted sum in every iteration.")] = False
     none_of_the_above: Annotated[bool, Doc("Add a none-of-the-above logit to the softmax of the couplings.")] = False
     initialisation: Annotated[
-        Literal["torch", "official"], Doc("PyTorch's defaults, or the truncated normals of the authors' code.")
+        Initialisation, Doc("PyTorch's defaults, or the truncated normals of the authors' code.")
     ] = "torch"
     decoder: Annotated[
-        Literal["dense", "conv", "none"],
+        Decoder,
         Doc("The paper's decoder, one of transposed convolutions, or none and no reconstruction loss."),
     ] = "dense"
 
@@ -194,7 +195,7 @@ class Official(Recipe):
 
     primary_scale: float = 1 / 32
     bias: bool = True
-    initialisation: Literal["torch", "official"] = "official"
+    initialisation: Initialisation = "official"
     reconstruction_weight: float = 0.01
     length: ClassVar[dict[str, int]] = {"steps": 300_000}
 
@@ -208,7 +209,7 @@ class Fast(Recipe):
     99.28 % on the 5,000 validation images. The settings were chosen on the validation images alone.
     """
 
-    gradient: Literal["all", "last"] = "last"
+    gradient: Gradient = "last"
     shift: int = 1
     length: ClassVar[dict[str, int]] = {"steps": 2000}
     schedule: Literal["exponential", "one-cycle"] = "one-cycle"
@@ -244,13 +245,14 @@ class ChainerCode(Recipe):
     capsnet train mnist --recipe chainer        (with --negative-slope 0.05: its leaky ReLU, 99.66 %)
     Not yet run to the end.
 
-    Different there: primary capsules are not squashed, and their shared matrices have biases; weights start uniform
-    in ±0.05; the learning rate falls once an epoch, not in every step; all images of a batch are shifted alike, by -2
-    to 1 pixels; it trains on all 60,000 images and keeps the best epoch on the test images.
+    Different there: primary capsules are not squashed, and their shared matrices have biases; the squash of a zero
+    vector has gradient NaN; weights start uniform in ±0.05, biases at 0 (Chainer's default); the seed is 789; the
+    learning rate falls once an epoch, not in every step; all images of a batch are shifted alike, by -2 to 1 pixels in
+    one version and -2 to 2 in a later one; it trains on all 60,000 images and keeps the best epoch on the test images.
     """
 
     shared: bool = True
-    decoder: Literal["dense", "conv", "none"] = "none"
+    decoder: Decoder = "none"
     length: ClassVar[dict[str, int]] = {"epochs": 500}
     batch_size: int = 256
     lr_decay: float = 0.95
@@ -265,9 +267,11 @@ class TensorFlowCode(Recipe):
     capsnet train mnist --recipe tensorflow     (with --prior: its learned initial logits)
     Not yet run to the end.
 
-    Different there: the learning rate falls once in 1,000 steps, not in every step; the decoder gets the 16 numbers of
-    one capsule and not its class; weights start from Glorot's distribution in conv1, else from a truncated normal of
-    0.1.
+    Different there: the learning rate falls once in 1,000 steps, not in every step; the squash of a zero vector is NaN;
+    the decoder gets the 16 numbers of one capsule and not its class, and on test images those of the true label;
+    weights start from Glorot's distribution in conv1 and (slim's default) the primary capsules, else from a truncated
+    normal of 0.1; it keeps the weights of the last step. The 5,000 steps in its stored config.py are only printed:
+    `--max_iters` is 10,000 by default.
     """
 
     length: ClassVar[dict[str, int]] = {"steps": 10_000}
@@ -285,9 +289,11 @@ class PyTorchCode(Recipe):
     Not yet run to the end.
 
     Its `--routing_iterations 3` makes four weighted sums. Its margin loss is a mean over the 10 classes, and its
-    reconstruction loss a mean over the 784 pixels. Different there: the learning rate is constant, and falls to a tenth
-    when the test loss has not fallen for 15 epochs (here it falls by the paper's schedule, and no choice depends on
-    test images); it trains on all 60,000 images and keeps the last epoch.
+    reconstruction loss a mean over the 784 pixels; the recipe has the same balance of the two. Different there: no
+    decoder without `--with_reconstruction`; matrices start uniform in ±1/sqrt(1152), here from N(0, 0.1); the seed is
+    1; the squash of a zero vector is NaN; test images are reconstructed from the true label's capsule; the learning
+    rate is constant, and falls to a tenth when the test loss has not fallen for 15 epochs (here it falls by the paper's
+    schedule, and no choice depends on test images); it trains on all 60,000 images and keeps the last epoch.
     """
 
     iterations: int = 4
@@ -303,8 +309,10 @@ class NotebookCode(Recipe):
     capsnet train mnist --recipe notebook
     Not yet run to the end.
 
-    Different there: the softmax runs over the children, the margin loss is not squared, matrices start from N(0, 1),
-    and the training images, all 60,000, are not shuffled.
+    Different there: the softmax runs over the children, the margin loss is not squared, the squash of a zero vector is
+    NaN, and matrices start from N(0, 1), with which only that softmax learns; the decoder is masked by the
+    predicted class in training too, here by the true label; the seed is 1; the training images, all 60,000, are not
+    shuffled; it keeps the last epoch.
     """
 
     length: ClassVar[dict[str, int]] = {"epochs": 3}

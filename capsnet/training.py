@@ -32,6 +32,8 @@ from capsnet.recipes import LOG_STEPS, SAVE_MINUTES, Recipe
 from capsnet.runs import Run, TrainingPart, load_run, save_network
 from capsnet.steps import Step
 
+AGREE_STEPS = 20  # between agreements of several processes on GPUs, since each agreement waits for the device
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,12 +87,12 @@ def train(
 def _enter(run: Run, stack: ExitStack) -> bool:
     """Lock the run's folder and remove leftovers → whether recipe.json has to be written again."""
     stack.enter_context(locked(run.folder))
-    kept = load_run(run.folder)
-    if not kept.is_like(run):
-        raise InputError(f"{run.folder} has become another run since this one was started: name another --run")
+    recorded = load_run(run.folder)
+    if not recorded.is_like(run):
+        raise InputError(f"{run.folder} was replaced by another run: name another --run")
     for folder in (run.folder, run.folder / "checkpoints", run.folder / "figures"):
         remove_leftovers(folder)
-    return run != kept
+    return run != recorded
 
 
 class _Training:
@@ -108,27 +110,29 @@ class _Training:
         recipe = run.recipe
         self.run, self.recipe, self.data, self.fabric = run, recipe, data, fabric
         self.save_seconds, self.log_steps = 60 * save_minutes, log_steps
-        self.agree_steps = 1 if fabric.device.type == "cpu" else LOG_STEPS  # when the log waits for a GPU anyway
+        self.agree_steps = 1 if fabric.device.type == "cpu" else AGREE_STEPS
         network = build_network(recipe, data.image_shape, len(data.classes))
         self.network = network.to(fabric.device)
         compiled = _compiles(recipe, fabric)
         self.compiling = compiled and len(data.train) >= recipe.batch_size  # until the first step is done
-        self.learn = Step(self.network, recipe, fabric, compiled=compiled, graph=cuda_graph)
+        self.train_step = Step(self.network, recipe, fabric, compiled=compiled, graph=cuda_graph)
         self.epoch_steps = math.ceil(len(data.train) / recipe.batch_size)
         self.steps = recipe.total_steps(self.epoch_steps)
-        self.step, self.lr, self.least_errors, self.begun = 0, recipe.lr, math.inf, time.monotonic()
+        self.step, self.lr, self.least_errors, self.start_time = 0, recipe.lr, math.inf, time.monotonic()
         self.measured: list[Tensor] = []  # of each step since the last log record
-        self.measured_since = self.saved_at = self.begun
+        self.measured_images = 0  # of these steps
+        self.measured_since = self.saved_at = self.start_time
 
     def run_to_the_end(self) -> None:
         """Train until the last step, and save the best network."""
         with ExitStack() as stack:
             first(self.fabric, lambda: self.open_log(stack))
+            self.measured_since = time.monotonic()
             interrupted = stack.enter_context(deferred_interrupt(patient=self.fabric.world_size > 1))
             while self.step < self.steps:
                 self.epoch(interrupted)
         if self.least_errors == math.inf:  # the run had ended, but its best network was lost
-            first(self.fabric, lambda: save_network(self.run, self.kept))
+            first(self.fabric, lambda: save_network(self.run, self.evaluated_network))
 
     def open_log(self, stack: ExitStack) -> None:
         """Record hardware and versions in environment.json, and open the log until the stack is closed."""
@@ -147,15 +151,15 @@ class _Training:
         self.log = stack.enter_context(Log(self.run, self.step, self.steps))
 
     @property
-    def kept(self) -> CapsNet | ConvBaseline:
-        """The network that is evaluated and saved: the average of the weights, if the recipe has one."""
-        average = self.learn.average
+    def evaluated_network(self) -> CapsNet | ConvBaseline:
+        """The network that is validated and saved: the average of the weights, if the recipe has one."""
+        average = self.train_step.average
         return self.network if average is None else cast(CapsNet | ConvBaseline, average.module)
 
     @property
     def seconds(self) -> float:
         """Training time of this run, including the time before it was resumed."""
-        return time.monotonic() - self.begun
+        return time.monotonic() - self.start_time
 
     def epoch(self, interrupted: Callable[[], Interrupted | None]) -> None:
         """Train until the end of the current epoch or until a signal, evaluate at the end, and save."""
@@ -205,15 +209,16 @@ class _Training:
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Learn from one batch; at the first one, log that the network is compiled, and how long that took."""
         self.lr = learning_rate(self.recipe, self.step, self.steps, self.epoch_steps)
-        begun = time.monotonic()
+        start = time.monotonic()
         compiling = self.compiling and self.fabric.is_global_zero
         if compiling:
             self.log.say("compiling the network; later runs reuse the result")
         done = self.step % self.epoch_steps * self.recipe.batch_size  # images of this epoch
         batch_size = min(self.recipe.batch_size, len(self.data.train) - done)
-        self.measured.append(self.learn(images, labels, self.lr, batch_size))
+        self.measured.append(self.train_step(images, labels, self.lr, batch_size))
+        self.measured_images += batch_size
         if compiling:
-            self.log.say(f"compiled: the first step took {time.monotonic() - begun:.0f} s")
+            self.log.say(f"compiled: the first step took {time.monotonic() - start:.0f} s")
         self.compiling = False
         self.step += 1
 
@@ -226,17 +231,17 @@ class _Training:
         steps = torch.stack(self.measured, dim=1)
         if self.fabric.world_size > 1:
             steps = cast(Tensor, self.fabric.all_reduce(steps, reduce_op="mean"))
-        rows = dict(zip(self.learn.names, steps.cpu(), strict=True))
+        rows = dict(zip(self.train_step.names, steps.cpu(), strict=True))
         weight_norm, gradient_norm = norms.tolist()
-        self.check(rows["loss"], weight_norm)
+        self.check_finite(rows["loss"], weight_norm)
         seconds = time.monotonic() - self.measured_since
         measured = {name: float(values.mean()) for name, values in rows.items()}  # over the steps
         measured |= {"lr": self.lr, "gradient_norm": gradient_norm}
-        measured["images_per_second"] = self.recipe.batch_size * len(self.measured) / seconds
+        measured["images_per_second"] = self.measured_images / seconds
         first(self.fabric, lambda: self.log.train(self.step, epoch, self.seconds, measured))
-        self.measured, self.measured_since = [], time.monotonic()
+        self.measured, self.measured_images, self.measured_since = [], 0, time.monotonic()
 
-    def check(self, latest: Tensor, weight_norm: float) -> None:
+    def check_finite(self, latest: Tensor, weight_norm: float) -> None:
         """Raise InputError if one of the latest losses, or the norm of the present weights, is not finite."""
         finite = latest.isfinite()
         if not finite.all():
@@ -261,7 +266,7 @@ class _Training:
             first(self.fabric, lambda: self.log.validation(self.step, epoch, self.seconds, measured))
         if errors <= self.least_errors:
             self.least_errors = errors
-            first(self.fabric, lambda: save_network(self.run, self.kept))
+            first(self.fabric, lambda: save_network(self.run, self.evaluated_network))
         self.measured_since = time.monotonic()
 
     def evaluate_share(self) -> Evaluation | None:
@@ -270,15 +275,15 @@ class _Training:
         If the first of many processes did this alone, it could take longer than an epoch.
         """
         images = self.data.validation
-        ours = share(len(images), self.fabric.global_rank, self.fabric.world_size)
-        images = ImageSet(images.images[ours], images.labels[ours])
+        indices = share(len(images), self.fabric.global_rank, self.fabric.world_size)
+        images = ImageSet(images.images[indices], images.labels[indices])
         with self.fabric.autocast():
-            return evaluate(self.kept, images) if len(images) else None
+            return evaluate(self.evaluated_network, images) if len(images) else None
 
     def save(self) -> None:
         """Write a checkpoint."""
         first(self.fabric, self.write_checkpoint)
-        self.saved_at = time.monotonic()
+        self.saved_at = self.measured_since = time.monotonic()
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint, from which any number of processes can resume."""
@@ -287,7 +292,7 @@ class _Training:
         random = {"random": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             random["random_cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        save_checkpoint(self.run, cast(Checkpoint, self.learn.state_dict() | counters | random))
+        save_checkpoint(self.run, cast(Checkpoint, self.train_step.state_dict() | counters | random))
 
     def restore(self) -> None:
         """Load the last intact checkpoint, if there is one.
@@ -298,21 +303,21 @@ class _Training:
         if state is None:
             logger.warning("%s has no checkpoint yet: it begins at the first step", self.run.folder)
             return
-        path = self.run.folder / "checkpoints"
+        folder = self.run.folder / "checkpoints"
         if state["step"] > self.steps:
             raise InputError(
-                f"{path} stands at step {state['step']}, beyond the {self.steps} steps asked for: ask for more"
+                f"{folder} has step {state['step']}, but the run ends at {self.steps}: raise --steps or --epochs"
             )
-        kept = first(self.fabric, self.has_kept_network)  # changes the random state
+        has_best = first(self.fabric, self.has_best_network)  # changes the random state
         try:
-            self.learn.load_state_dict(dict(state))
+            self.train_step.load_state_dict(dict(state))
             self.restore_random(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is of another network: {' '.join(str(error).split())}") from error
+            raise InputError(f"{folder} is of another network: {' '.join(str(error).split())}") from error
         self.step, self.least_errors = state["step"], state["least_errors"]
-        self.begun = time.monotonic() - state["seconds"]
-        if self.least_errors < math.inf and not kept:
-            logger.warning("the best network of %s is lost: the next one is kept in its place", self.run.folder)
+        self.start_time = time.monotonic() - state["seconds"]
+        if self.least_errors < math.inf and not has_best:
+            logger.warning("the best network of %s is missing; the next validated network replaces it", self.run.folder)
             self.least_errors = math.inf
 
     def restore_random(self, state: Checkpoint) -> None:
@@ -325,7 +330,7 @@ class _Training:
         if device.type == "cuda" and "random_cuda" in state:
             torch.cuda.set_rng_state(state["random_cuda"], device)
 
-    def has_kept_network(self) -> bool:
+    def has_best_network(self) -> bool:
         """Whether the run's best network can be loaded."""
         try:
             self.run.load_network()

@@ -9,7 +9,7 @@ import pytest
 from capsnet.cli.train import make_request
 from capsnet.data import load_data
 from capsnet.files import write_json
-from capsnet.recipes import TensorFlowCode
+from capsnet.recipes import RECIPES, TensorFlowCode
 from capsnet.runs import Run
 from tests.commands import parsed
 from tests.faults import FAULTS
@@ -66,3 +66,9 @@ def test_the_page_s_python_names_what_exists():
     for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
         lines = [node for node in ast.parse(block).body if isinstance(node, ast.ImportFrom)]
         exec(compile(ast.Module(lines, []), "page", "exec"), {})
+
+
+def test_the_page_refers_to_the_differences_in_the_docstring_of_each_recipe_of_an_implementation():
+    recipes = {RECIPES[name].__name__: RECIPES[name] for name in ("chainer", "tensorflow", "pytorch", "notebook")}
+    assert set(re.findall(r"see `(\w+Code)`", PAGE)) == set(recipes)
+    assert all("Different there: " in recipe.__doc__ for recipe in recipes.values())

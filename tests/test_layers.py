@@ -5,6 +5,7 @@ import torch
 from einops import repeat
 from torch import nn
 
+from capsnet.errors import InputError
 from capsnet.layers import ConvDecoder, DenseDecoder, PrimaryCaps, RoutedCaps
 from capsnet.ops.reference import dynamic_routing, vote
 from capsnet.ops.squash import squash
@@ -78,6 +79,21 @@ def test_shared_matrices_are_those_of_each_type_repeated_over_its_places():
     assert shared.weight.shape == (2, 3, 4, 5)
     unshared.weight.data = repeat(shared.weight.data, "types j d e -> (types places) j d e", places=6)
     assert torch.equal(shared(children), unshared(children))
+
+
+@pytest.mark.parametrize("places", [5, 24, 0, -1])
+def test_children_that_are_not_a_multiple_of_the_places_are_refused(places):
+    with pytest.raises(InputError, match=f"children must be a multiple of places, and 12 is none of {places}"):
+        RoutedCaps(12, 3, 4, 5, places=places)
+
+
+@pytest.mark.parametrize("gradient", ["all", "last"])
+def test_the_gradients_of_the_trace_are_those_of_forward(gradient):
+    caps, children = RoutedCaps(12, 3, 4, 5, gradient=gradient), torch.randn(2, 12, 4)
+    nn.init.normal_(caps.weight)
+    *_, (_, parents) = caps.trace(children)
+    expected = torch.autograd.grad(caps(children).sum(), caps.weight)
+    torch.testing.assert_close(torch.autograd.grad(parents.sum(), caps.weight), expected)
 
 
 @pytest.mark.parametrize("decoder", [DenseDecoder, ConvDecoder])

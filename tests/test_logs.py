@@ -7,10 +7,12 @@ import re
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from capsnet import training
 from capsnet.build import learning_rate
 from capsnet.logs import Log
 from capsnet.runs import start_run
@@ -55,6 +57,40 @@ def test_a_record_is_the_mean_over_the_steps_since_the_last_record(tmp_path):
     for record, steps in zip(records, [range(0, 5), range(5, 7), range(7, 10), range(10, 14)], strict=True):
         for name in ("margin", "reconstruction", "loss", "accuracy"):
             assert record[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock for training by which a step takes one second, and opening the log or writing a checkpoint a hundred."""
+    clock = SimpleNamespace(now=0.0)
+
+    def slow(name, seconds):
+        function = getattr(training, name)
+
+        def slowed(*args):
+            clock.now += seconds
+            return function(*args)
+
+        monkeypatch.setattr(training, name, slowed)
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    slow("learning_rate", 1)
+    slow("save_checkpoint", 100)
+    slow("Log", 100)
+    return clock
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("save_minutes", [1e-9, 1e9], ids=["a checkpoint after each step", "after each epoch"])
+def test_images_per_second_are_those_of_the_steps_without_the_time_of_checkpoints(tmp_path, save_minutes):
+    run = train(tmp_path / "run", log_steps=1, save_minutes=save_minutes)
+    assert [record["images_per_second"] for record in run.records("train")] == 2 * ([32] * 6 + [8])
+
+
+@pytest.mark.usefixtures("clock")
+def test_images_per_second_count_the_images_of_a_smaller_last_batch(tmp_path):
+    run = train(tmp_path / "run", log_steps=5)
+    assert [record["images_per_second"] for record in run.records("train")] == [32, 20, 32, 26]
 
 
 def test_lr_follows_the_schedule_and_the_loss_is_the_sum_of_its_parts(tmp_path):

@@ -173,7 +173,7 @@ def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
     run = train(tmp_path / "run", replace(TINY, epochs=None, steps=5))
     longer = train(tmp_path / "longer", replace(TINY, epochs=None, steps=6))
     shutil.copytree(longer.folder / "checkpoints", run.folder / "checkpoints", dirs_exist_ok=True)
-    with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps asked for"):
+    with pytest.raises(InputError, match="has step 6, but the run ends at 5: raise --steps or --epochs"):
         resume(run.folder)
 
 
@@ -209,14 +209,14 @@ def test_an_impossible_state_of_adam_is_refused_or_has_no_effect(tmp_path, spoil
 def test_a_run_that_another_run_has_replaced_is_not_trained_in_its_folder(tmp_path):
     run = start_run(tmp_path / "run", TINY, few_digits())
     start_run(tmp_path / "run", replace(TINY, seed=1), few_digits(), overwrite=True)
-    with pytest.raises(InputError, match="has become another run since"):
+    with pytest.raises(InputError, match="was replaced by another run"):
         training.train(run, few_digits())
     assert not checkpoint_paths(run)
 
 
 def test_a_run_that_is_to_be_shorter_than_it_is_stays_unchanged(tmp_path):
     run = train(tmp_path / "run")
-    with pytest.raises(InputError, match="stands at step 14, beyond the 7 steps asked for: ask for more"):
+    with pytest.raises(InputError, match="has step 14, but the run ends at 7: raise --steps or --epochs"):
         resume(run.folder, epochs=1)
     assert load_run(run.folder) == run
 

@@ -1,7 +1,8 @@
 """Splits of a data set: at random by a seed, or by the content of each image.
 
-A split by content does not change for the other images when some are added or removed. An image's content is known by a
-digest: copies of an image have the same one, and stay in one part.
+`data/__init__.py` decides which split applies to which data. A split by content does not change for the other images
+when some are added or removed. An image's content is known by a digest: copies of an image have the same one, and stay
+in one part.
 """
 
 import hashlib

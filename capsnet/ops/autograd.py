@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from capsnet.errors import InputError
-from capsnet.ops.compiler import is_readable
-from capsnet.ops.dispatch import backend_class, choose_backend
+from capsnet.ops.dispatch import backend_class, choose_without_votes
 from capsnet.ops.passes import Backend, Gradients
 from capsnet.ops.squash import sum_dtype
 
@@ -107,11 +106,7 @@ def route_backward(
 
 
 def _backend(children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> Backend:
-    """The backend for these tensors. The reference stores the votes, so streaming stands in for it."""
-    name = choose_backend(children, weight)
-    if name == "reference" or (name == "native" and not (is_readable(children) and is_readable(weight))):
-        name = "streaming"
-    return backend_class(name)(children, weight, prior, none_of_the_above)
+    return backend_class(choose_without_votes(children, weight))(children, weight, prior, none_of_the_above)
 
 
 # Eager mode calls the functions: an operation's first eager call imports the compiler, which takes seconds.

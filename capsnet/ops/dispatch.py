@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.ops.compiler import is_readable
 from capsnet.ops.passes import Backend
 
 BackendName = Literal["reference", "streaming", "native", "triton"]
@@ -35,11 +37,6 @@ def routing_backend(name: BackendName) -> Iterator[None]:
         _forced = before
 
 
-def is_forced(name: BackendName) -> bool:
-    """Whether a test or benchmark forces this backend."""
-    return _forced == name
-
-
 def choose_backend(children: Tensor, weight: Tensor) -> BackendName:
     """The backend for children [b, i, d] and weight [i, j, d, e].
 
@@ -59,6 +56,20 @@ def choose_backend(children: Tensor, weight: Tensor) -> BackendName:
     if not _unavailable("native", children, weight):
         return "native"
     return "reference" if votes <= FEW_VOTES else "streaming"
+
+
+def stores_votes(children: Tensor, weight: Tensor) -> bool:
+    """Whether to route by the reference. Under torch.compile only if forced: compiled code chooses when it runs."""
+    if torch.compiler.is_compiling():
+        return _forced == "reference"
+    return choose_backend(children, weight) == "reference"
+
+
+def choose_without_votes(children: Tensor, weight: Tensor) -> BackendName:
+    """The backend where votes are not stored: streaming replaces the reference, and native where C cannot read."""
+    name = choose_backend(children, weight)
+    unreadable = name == "native" and not (is_readable(children) and is_readable(weight))
+    return "streaming" if name == "reference" or unreadable else name
 
 
 def backend_class(name: BackendName) -> type[Backend]:

@@ -1,16 +1,15 @@
 """Dynamic routing as printed in the paper: Procedure 1 of Sabour, Frosst and Hinton (2017), line by line."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import get_args
 
 import torch
 from einops import einsum
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.ops import Gradient
 from capsnet.ops.squash import squash
-
-Gradient = Literal["all", "last"]
 
 
 def vote(children: Tensor, weight: Tensor) -> Tensor:
@@ -54,6 +53,18 @@ def routing_trace(
     votes [b, i, j, e] → couplings [b, i, j], parents [b, j, e] of each iteration in turn
     """
     check_routing(iterations, gradient)
+    return _iterations(votes, iterations, prior, bias, none_of_the_above, gradient)
+
+
+def _iterations(
+    votes: Tensor,
+    iterations: int,
+    prior: Tensor | None,
+    bias: Tensor | None,
+    none_of_the_above: bool,
+    gradient: Gradient,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The generator of `routing_trace`, whose arguments have been checked."""
     logits = votes.new_zeros(votes.shape[:3])  # line 2
     if prior is not None:
         logits = logits + prior
@@ -90,5 +101,5 @@ def check_routing(iterations: int, gradient: str) -> None:
     """Raise InputError for fewer than one iteration and for an unknown gradient."""
     if iterations < 1:
         raise InputError(f"routing takes at least one iteration, not {iterations}")
-    if gradient not in ("all", "last"):
+    if gradient not in get_args(Gradient):
         raise InputError(f"gradient is 'all' or 'last', not {gradient!r}")

@@ -1,12 +1,17 @@
-"""Dynamic routing: the parents of Procedure 1 of Sabour, Frosst and Hinton (2017), by the fastest backend."""
+"""Dynamic routing: the parents of Procedure 1 of Sabour, Frosst and Hinton (2017), by the fastest backend.
+
+The softmax over the parents is in `reference.py` with the paper's other lines, and in each of the fast backends, of
+which `dispatch.py` chooses one.
+"""
 
 import torch
 from torch import Tensor
 
 from capsnet.errors import InputError
+from capsnet.ops import Gradient
 from capsnet.ops.autograd import route_without_votes
-from capsnet.ops.dispatch import choose_backend, is_forced
-from capsnet.ops.reference import Gradient, check_routing, dynamic_routing, vote
+from capsnet.ops.dispatch import stores_votes
+from capsnet.ops.reference import check_routing, dynamic_routing, vote
 from capsnet.ops.squash import sum_dtype
 
 
@@ -58,8 +63,7 @@ def _route(
 ) -> Tensor:
     dtype = sum_dtype(children)  # of sums and logits
     prior, bias = (None if t is None else t.to(dtype) for t in (prior, bias))
-    compiling = torch.compiler.is_compiling()  # compiled code chooses the backend when it runs
-    if is_forced("reference") or (not compiling and choose_backend(children, weight) == "reference"):
+    if stores_votes(children, weight):
         votes = vote(children, weight).to(dtype)
         return dynamic_routing(
             votes, iterations, prior=prior, bias=bias, none_of_the_above=none_of_the_above, gradient=gradient

@@ -7,7 +7,7 @@ import torch
 
 from capsnet.errors import InputError
 from capsnet.ops import autograd
-from capsnet.ops.dispatch import choose_backend, routing_backend
+from capsnet.ops.dispatch import choose_backend, choose_without_votes, routing_backend
 from capsnet.ops.routing import route
 from tests.ops.helpers import inputs, no_compiler
 
@@ -32,6 +32,16 @@ def empties(b, i, j, d, e, device="cpu"):
 @no_compiler
 def test_the_fastest_backend_that_can_run_is_chosen(shape, chosen):
     assert choose_backend(*empties(*shape)) == chosen
+
+
+@no_compiler
+def test_where_votes_are_not_stored_streaming_replaces_the_reference_and_what_cannot_be_read_is_streamed():
+    few, many = empties(1, 7, 3, 5, 8), empties(*MANY)
+    assert choose_without_votes(*few) == "streaming"
+    assert choose_without_votes(*many) == choose_backend(*many)
+    with routing_backend("native"):
+        assert choose_without_votes(*few) == "native"
+        assert choose_without_votes(few[0].as_subclass(type("Wrapped", (torch.Tensor,), {})), few[1]) == "streaming"
 
 
 def test_tensors_without_numbers_are_routed_too():

@@ -86,3 +86,10 @@ def test_fewer_than_one_iteration_is_refused(votes, iterations):
 def test_an_unknown_gradient_is_refused(votes):
     with pytest.raises(InputError, match="gradient is 'all' or 'last', not 'first'"):
         dynamic_routing(votes, gradient="first")
+
+
+def test_the_trace_refuses_its_arguments_at_the_call_and_not_at_the_first_iteration(votes):
+    with pytest.raises(InputError, match="routing takes at least one iteration, not 0"):
+        routing_trace(votes, 0)
+    with pytest.raises(InputError, match="gradient is 'all' or 'last', not 'first'"):
+        routing_trace(votes, gradient="first")
