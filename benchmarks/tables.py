@@ -1,7 +1,7 @@
 """Makes RESULTS.md, the plots of speed in docs/, and the tables in README.md and docs/SCALING.md, from results/.
 
 python benchmarks/tables.py            writes them
-python benchmarks/tables.py --check    exits with 1 if one of the texts is not what results/ says
+python benchmarks/tables.py --check    exits with status 1 if one of the texts is out of date
 """
 
 import json
@@ -323,8 +323,8 @@ def detection_rows(measured: dict[str, Any]) -> str:
     steps = measured["steps"]
     words = (
         f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. PGD, on the "
-        f"cross-entropy and going on after it has fooled the network, and the adaptive attack take {steps} steps from "
-        "one random start. The adaptive attack stops just below the threshold, so its flagged share measures the "
+        f"cross-entropy, and the adaptive attack take {steps} steps from one random start; PGD continues after it has "
+        "fooled the network. The adaptive attack stops just below the threshold, so its flagged share measures the "
         "detection; its AUC does not.\n\n"
     )
     rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]

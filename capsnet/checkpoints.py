@@ -94,7 +94,7 @@ def load_checkpoint(run: Run) -> Checkpoint | None:
         except InputError as error:
             log.warning("%s", error)
     if paths:
-        raise InputError(f"{run.folder} has no intact checkpoint to resume from: start it anew with --overwrite")
+        raise InputError(f"{run.folder} has no intact checkpoint to resume from: start it again with --overwrite")
     return None
 
 

@@ -107,7 +107,7 @@ def is_restart(folder: Path) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process; at once if it is connected with others, as the connection's threads may abort otherwise."""
+    """End this process; immediately if it is connected with others, because the connection's threads may abort it."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         os._exit(status)

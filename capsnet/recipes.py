@@ -39,7 +39,7 @@ class Recipe:
     # the network
     network: Annotated[
         Literal["capsnet", "cnn", "small-cnn"],
-        Doc("A CapsNet, the paper's convolutional baseline, or a smaller baseline of about a CapsNet's cost."),
+        Doc("A CapsNet, the paper's convolutional baseline, or a smaller baseline with about the cost of a CapsNet."),
     ] = "capsnet"
     iterations: Annotated[Iterations, Doc("Routing iterations: the number of weighted sums.")] = 3
     gradient: Annotated[
@@ -63,7 +63,7 @@ class Recipe:
     ] = "torch"
     decoder: Annotated[
         Literal["dense", "conv", "none"],
-        Doc("The paper's decoder, one of transposed convolutions, or none and no reconstruction loss."),
+        Doc("The paper's decoder, transposed convolutions, or no decoder and no reconstruction loss."),
     ] = "dense"
 
     # the losses
@@ -94,7 +94,7 @@ class Recipe:
     warmup: Annotated[Fraction, Doc("Fraction of the steps in which one-cycle rises.")] = 0.2
     lr_decay: Annotated[Rate, Doc("Factor of the exponential schedule.")] = 0.96
     lr_decay_steps: Annotated[
-        Count | None, Doc("Steps in which the exponential schedule decays by its factor; `epoch`: those of an epoch.")
+        Count | None, Doc("Steps in which the exponential schedule decays by its factor; `epoch`: those of one epoch.")
     ] = 2000
     lr_min: Annotated[Length, Doc("Lowest learning rate of the exponential schedule.")] = 1e-6
     ema_decay: Annotated[
@@ -175,7 +175,7 @@ OLD_NAMES = {
 
 @dataclass(frozen=True)
 class Paper(Recipe):
-    """The network and the training of the paper. The paper does not say how many epochs; here 50.
+    """The network and the training of the paper. The paper does not say how many epochs; here it is 50.
 
     capsnet train mnist --recipe paper
     Not yet run to the end.
@@ -199,7 +199,7 @@ class Official(Recipe):
 
 @dataclass(frozen=True)
 class Fast(Recipe):
-    """The paper's network in little time: one-cycle, shifts of one pixel, gradients through the last iteration only.
+    """The paper's network, trained quickly: one-cycle, shifts of one pixel, gradients through the last iteration only.
 
     capsnet train mnist --recipe fast
     17.6 minutes on 2 cores of a 2.5 GHz Intel Xeon with AVX-512, float32: 99.43 % on the test images (n = 1 run),
@@ -242,9 +242,9 @@ class ChainerCode(Recipe):
     capsnet train mnist --recipe chainer        (with --negative-slope 0.05: its leaky ReLU, 99.66 %)
     Not yet run to the end.
 
-    Different there: primary capsules are not squashed, and their shared matrices have biases; weights start uniform
-    in ±0.05; the learning rate falls once an epoch, not in every step; all images of a batch are shifted alike, by -2
-    to 1 pixels; it trains on all 60,000 images and keeps the best epoch on the test images.
+    Its code differs: primary capsules are not squashed, and their shared matrices have biases; weights start uniform
+    in ±0.05; the learning rate falls once per epoch, not in every step; all images of a batch have one shift, of -2 to
+    1 pixels; it trains on all 60,000 images and keeps the best epoch on the test images.
     """
 
     shared: bool = True
@@ -263,7 +263,7 @@ class TensorFlowCode(Recipe):
     capsnet train mnist --recipe tensorflow     (with --prior: its learned initial logits)
     Not yet run to the end.
 
-    Different there: the learning rate falls once in 1,000 steps, not in every step; the decoder gets the 16 numbers of
+    Its code differs: the learning rate falls once in 1,000 steps, not in every step; the decoder gets the 16 numbers of
     one capsule and not its class; weights start from Glorot's distribution in conv1, else from a truncated normal of
     0.1.
     """
@@ -283,7 +283,7 @@ class PyTorchCode(Recipe):
     Not yet run to the end.
 
     Its `--routing_iterations 3` makes four weighted sums. Its margin loss is a mean over the 10 classes, and its
-    reconstruction loss a mean over the 784 pixels. Different there: the learning rate is constant, and falls to a tenth
+    reconstruction loss a mean over the 784 pixels. Its code differs: the learning rate is constant, and falls to 1/10
     when the test loss has not fallen for 15 epochs (here it falls by the paper's schedule, and no choice depends on
     test images); it trains on all 60,000 images and keeps the last epoch.
     """
@@ -301,7 +301,7 @@ class NotebookCode(Recipe):
     capsnet train mnist --recipe notebook
     Not yet run to the end.
 
-    Different there: the softmax runs over the children, the margin loss is not squared, matrices start from N(0, 1),
+    Its code differs: the softmax runs over the children, the margin loss is not squared, matrices start from N(0, 1),
     and the training images, all 60,000, are not shuffled.
     """
 

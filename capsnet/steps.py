@@ -137,7 +137,7 @@ class Step:
                 held = tensor.layout == torch.strided and tensor.device.type != "meta"
                 if not held or tensor.shape != shape or tensor.dtype != torch.float32 or 0 in tensor.stride():
                     raise ValueError(
-                        f"the optimizer's {name} of weight {place} is no tensor of {list(shape)} in float32"
+                        f"the optimizer's {name} of weight {place} is not a tensor of {list(shape)} in float32"
                     )
 
     def _stateful(self) -> dict[str, nn.Module | torch.optim.Optimizer]:

@@ -304,7 +304,7 @@ class _Training:
         path = self.run.folder / "checkpoints"
         if state["step"] > self.steps:
             raise InputError(
-                f"{path} stands at step {state['step']}, beyond the {self.steps} steps asked for: ask for more"
+                f"{path} is at step {state['step']}, beyond the {self.steps} steps asked for: ask for more"
             )
         kept = first(self.fabric, self.has_kept_network)  # changes the random state
         try:

@@ -392,7 +392,7 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(tmp_path, whom, num
         send_signal(process, whom, number)
         _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
-    assert re.fullmatch("\nstopped; go on with: capsnet train digits --run run --resume\n", err)
+    assert re.fullmatch("\nstopped; continue with: capsnet train digits --run run --resume\n", err)
     state = load_checkpoint(load_run(tmp_path / "run"))
     assert 0 < state["step"] < 3000
     assert load_run(tmp_path / "run").records()[-1]["step"] == state["step"]

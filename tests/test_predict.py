@@ -148,7 +148,7 @@ def test_a_detector_of_other_weights_is_not_used(with_detector, tmp_path, pictur
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"threshold": 3}', '{"threshold": null, "weights": ""}'])
 def test_a_damaged_detector_is_refused_in_one_line(with_detector, content):
     (with_detector.folder / "detector.json").write_text(content)
-    with pytest.raises(InputError, match=r"detector\.json is damaged: .* `capsnet detection .*` makes it anew") as no:
+    with pytest.raises(InputError, match=r"detector\.json is damaged: .* `capsnet detection .*` makes it again") as no:
         load_detector(with_detector)
     assert "\n" not in str(no.value)
 
@@ -161,7 +161,7 @@ def test_the_table_flags_suspicious_images_and_has_the_threshold(with_detector, 
     rows = {line.split("│")[1].strip().rpartition("/")[2]: line for line in said.splitlines() if ".png" in line}
     assert rows["noise.png"].split("│")[6].strip() == "yes"
     assert rows["0.png"].split("│")[6].strip() == "no"
-    assert f"suspicious: a reconstruction error above {threshold:.2f}, as 5 % of the validation images have" in said
+    assert f"suspicious: the reconstruction error is above {threshold:.2f}, as for 5 % of the validation images" in said
 
 
 def test_the_table_says_how_to_get_a_detector_where_there_is_none(trained, pictures, tmp_path, capsys):

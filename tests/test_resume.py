@@ -130,7 +130,7 @@ def test_the_training_time_includes_the_time_before_the_run_was_resumed(tmp_path
 @pytest.mark.parametrize(("field", "value"), [("lr", 0.1), ("batch_size", 16), ("seed", 1), ("conv_channels", 4)])
 def test_another_recipe_is_refused_and_the_field_named(tmp_path, field, value):
     run = start_run(tmp_path / "run", TINY, few_digits())
-    with pytest.raises(InputError, match=rf"was trained otherwise \({field}\): only --epochs"):
+    with pytest.raises(InputError, match=rf"was trained with other options \({field}\): only --epochs"):
         run.extended(few_digits(), replace(TINY, **{field: value}))
     assert load_run(run.folder) == run
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_a_longer_run_is_refused_in_one_line(tmp_path):
     run = train(tmp_path / "run", replace(TINY, epochs=None, steps=5))
     longer = train(tmp_path / "longer", replace(TINY, epochs=None, steps=6))
     shutil.copytree(longer.folder / "checkpoints", run.folder / "checkpoints", dirs_exist_ok=True)
-    with pytest.raises(InputError, match="stands at step 6, beyond the 5 steps asked for"):
+    with pytest.raises(InputError, match="is at step 6, beyond the 5 steps asked for"):
         resume(run.folder)
 
 
@@ -216,7 +216,7 @@ def test_a_run_that_another_run_has_replaced_is_not_trained_in_its_folder(tmp_pa
 
 def test_a_run_that_is_to_be_shorter_than_it_is_stays_unchanged(tmp_path):
     run = train(tmp_path / "run")
-    with pytest.raises(InputError, match="stands at step 14, beyond the 7 steps asked for: ask for more"):
+    with pytest.raises(InputError, match="is at step 14, beyond the 7 steps asked for: ask for more"):
         resume(run.folder, epochs=1)
     assert load_run(run.folder) == run
 
@@ -224,7 +224,9 @@ def test_a_run_that_is_to_be_shorter_than_it_is_stays_unchanged(tmp_path):
 def test_a_run_records_where_its_data_have_moved(tmp_path):
     data = few_digits()
     run = start_run(tmp_path / "run", TINY, replace(data, name=str(tmp_path / "old")))
-    with pytest.raises(InputError, match=f"old, which .* is gone: .* `capsnet train NEW_PLACE --run {run.folder} --re"):
+    with pytest.raises(
+        InputError, match=f"old, which .* does not exist: .* `capsnet train NEW_PLACE --run {run.folder} --re"
+    ):
         run.load_data()
     moved = replace(data, name=str(tmp_path / "new"))
     training.train(run.extended(moved, TINY), moved, resume=True)
@@ -283,7 +285,9 @@ def test_if_all_checkpoints_are_damaged_the_error_is_one_line(tmp_path):
     run = train(tmp_path / "run")
     for path in checkpoint_paths(run):
         flip_a_bit(path)
-    with pytest.raises(InputError, match="run has no intact checkpoint to resume from: start it anew with --overwrite"):
+    with pytest.raises(
+        InputError, match="run has no intact checkpoint to resume from: start it again with --overwrite"
+    ):
         resume(run.folder)
 
 

@@ -101,7 +101,9 @@ def _check(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
         )
     low, high = (float(end) for end in scores.float().aminmax())
     if not (low >= 0 and high <= 1 + ROUNDING):  # NaN is neither
-        raise InputError(f"scores are lengths or probabilities in [0, 1], not {low:g} to {high:g}: logits want softmax")
+        raise InputError(
+            f"scores are lengths or probabilities in [0, 1], not {low:g} to {high:g}: apply softmax to logits"
+        )
 
 
 def _plot_classes(axes: Axes, shares: list[dict[str, Any]], names: list[str], width: float) -> None:

@@ -80,7 +80,7 @@ class Subject:
             raise InputError(f"{self.function.__name__} cannot be made: {missing}")
 
     def missing(self, context: Context) -> str:
-        """What keeps the subject from being made of a context; empty where nothing does."""
+        """Why the subject cannot be made from a context; empty if it can."""
         if {"capsules", "decoder"} & {*self.needs} and not isinstance(context.network, CapsNet):
             return "the network is a baseline without capsules"
         if "decoder" in self.needs and context.network.decoder is None:
@@ -97,8 +97,8 @@ def subject(
 ) -> Callable[[Callable[..., Iterable[Path]]], Subject]:
     """Make a Subject of a function, which click's option decorators may have been applied to.
 
-    What it needs beyond a network is refused, by name, where it is missing: capsules, a decoder, validation images,
-    the library foolbox.
+    `needs` says what it needs besides a network: capsules, a decoder, validation images or the library foolbox. If one
+    of them is missing, the subject raises an InputError that names it.
     """
 
     def make(function: Callable[..., Iterable[Path]]) -> Subject:

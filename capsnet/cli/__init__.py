@@ -24,7 +24,7 @@ OLD_COMMANDS = {
     "figures": "`figures` is now called `report`",
     "drawings": "`drawings` is now called `reconstructions`, and `errors` for misclassified images alone",
     "tweaks": "`tweaks` is now called `perturbations`",
-    "bench": "`bench` is no command any more: run the programs in benchmarks/, as RESULTS.md shows",
+    "bench": "`bench` is no longer a command: run the programs in benchmarks/, as RESULTS.md shows",
 }
 OLD_OPTIONS = {"--beside": "--compare", "--other": "--ood", "--count": "--images"}
 SYSTEM_ERRORS = {  # what a system lacks or forbids and a user can change; other errors are faults of this package
@@ -72,7 +72,7 @@ class Commands(click.Group):
         rows = [(name, command.get_short_help_str(limit=200)) for name, command in loaded.items() if command]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-        with formatter.section("Analyses of a run, as PNG and JSON into its folder"):
+        with formatter.section("Analyses of a run, written to its folder as PNG and JSON"):
             formatter.write_dl(list(SUBJECTS.items()))
 
 
@@ -117,9 +117,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
-        fail(
-            f"{error.filename or 'the system'}: {error.strerror}: correct that; a training can be continued by --resume"
-        )
+        fail(f"{error.filename or 'the system'}: {error.strerror}: correct this; --resume continues a training")
     except KeyboardInterrupt as interruption:
         end(128 + (interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT))
 

@@ -131,7 +131,7 @@ def choose_recipe(ctx: click.Context, param: click.Parameter, name: str | None) 
     help=f"Recipe whose settings are the defaults: {', '.join(RECIPES)}. By default digits for digits, else fast.",
 )
 @click.option("--run", type=PATH, metavar="FOLDER", help="Run folder; by default runs/DATA-RECIPE-DIFFERENCES.")
-@click.option("--data-dir", type=PATH, metavar="FOLDER", help="Where mnist and fashion_mnist are or are downloaded to.")
+@click.option("--data-dir", type=PATH, metavar="FOLDER", help="Folder that has mnist and fashion_mnist or gets them.")
 @click.option(
     "--resume", is_flag=True, help="Continue the run from its last checkpoint; only epochs or steps may change."
 )
@@ -147,8 +147,8 @@ def choose_recipe(ctx: click.Context, param: click.Parameter, name: str | None) 
     "--log-every", default=20, type=click.IntRange(min=1), metavar="STEPS", help="Steps between records in log.jsonl."
 )
 @device_option
-@click.option("--devices", type=int, metavar="N", help="Processes on this machine: a GPU or a share of the cores each.")
-@click.option("--nodes", type=int, metavar="N", help="Machines; more than one needs torchrun on each of them.")
+@click.option("--devices", type=int, metavar="N", help="Processes on this machine, one per GPU or share of the cores.")
+@click.option("--nodes", type=int, metavar="N", help="Number of machines; several need torchrun on each of them.")
 @click.option(
     "--images-on-device/--no-images-on-device",
     default=True,
@@ -277,7 +277,7 @@ def train_and_report(request: Request) -> None:
         before = run.weights_checksum()
         network = train_run(request, run, data, resume)
         if run.weights_checksum() != before:
-            rmtree(run.folder / "figures", ignore_errors=True)  # of other weights
+            rmtree(run.folder / "figures", ignore_errors=True)  # they are of other weights
         evaluate_and_report(run, network, data)
 
 
@@ -328,7 +328,7 @@ def train_run(request: Request, run: "Run", data: "Data", resume: bool) -> "Caps
             cuda_graph=request.cuda_graph,
         )
     except KeyboardInterrupt:
-        say(f"\nstopped; go on with: {run.resume_command(request.data_dir)}", sys.stderr)
+        say(f"\nstopped; continue with: {run.resume_command(request.data_dir)}", sys.stderr)
         raise
 
 
@@ -351,7 +351,7 @@ def evaluate_and_report(run: "Run", network: "CapsNet | ConvBaseline", data: "Da
 
 
 def say(words: str, stream: TextIO | None = None) -> None:
-    """Print a line at once, in the first process only; without a terminal, training goes on."""
+    """Print a line at once, in the first process only; without a terminal, training continues."""
     if is_first():
         with suppress(OSError):
             print(words, file=stream, flush=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FOLDERS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes a pixel, and so 1.2 GB
+MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes per pixel, 1.2 GB in all
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 NOT_IMAGES = frozenset({".csv", ".db", ".ini", ".json", ".md", ".txt"})
 
@@ -95,7 +95,7 @@ def read_folder(
         if odd := set(by_class) ^ set(classes):
             raise InputError(
                 f"{folder}: class {min(odd)!r} is not in both train/ and {folders[part].name}/: "
-                "give all the same classes"
+                "give both the same classes"
             )
     entries = [
         (part, label, path)
@@ -150,7 +150,7 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
 def _files_of_class(folder: Path) -> list[Path]:
     if inner := _folders(folder):
         raise InputError(
-            f"{inner[0]} is a folder within the class {folder.name!r}: images lie right in a class's folder"
+            f"{inner[0]} is a folder within the class {folder.name!r}: put images directly into a class's folder"
         )
     return _image_files(folder)
 
@@ -181,7 +181,7 @@ def _read_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[Tensor, 
         raise InputError(f"{len(faults)} unusable files: {'; '.join(faults[:5])}: repair or remove them")
     if len(first_of_size) > 1:
         found = ", ".join(f"{h}x{w} ({path})" for (h, w), path in list(first_of_size.items())[:5])  # height x width
-        raise InputError(f"images of {len(first_of_size)} sizes, {found}: bring them to one with --image-size")
+        raise InputError(f"images of {len(first_of_size)} sizes, {found}: give them one size with --image-size")
     channels = max(image.shape[1] for image in images)
     return torch.cat([image.expand(-1, channels, -1, -1) for image in images]), digests
 

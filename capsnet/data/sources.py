@@ -38,7 +38,7 @@ class Source:
     """A data set in four IDX files.
 
     sha256 has the checksum of each of FILES. test_labels_sha256 is that of the test labels alone, one byte each: it
-    tells the two sets apart, since their files have the same names.
+    distinguishes the two sets, whose files have the same names.
     """
 
     classes: tuple[str, ...]
@@ -139,7 +139,7 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
             raise InputError("there is no home folder to keep data in: name another one with --data-dir") from error
     folder = usable_path(chosen)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: name the folder that holds the data, or is to")
+        raise InputError(f"{folder} is a file: name a folder for the data")
     return folder
 
 
@@ -159,7 +159,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): fetch it again") from error
     if len(content) < expected:
-        raise InputError(f"{path} is cut short: {len(content)} bytes where {shape} takes {expected}: fetch it again")
+        raise InputError(f"{path} is truncated: {len(content)} bytes where {shape} takes {expected}: fetch it again")
     if len(content) > expected:
         raise InputError(f"{path} is too long: more than the {expected} bytes that {shape} takes: fetch it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())
@@ -168,9 +168,9 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
 def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
     if header[:4] != bytes([0, 0, 8, dimensions]):  # 8: unsigned bytes
         found = header[:4].hex() or "nothing"
-        raise InputError(f"{path} is no IDX file of {dimensions}-D bytes: it begins with {found}")
+        raise InputError(f"{path} is not an IDX file of {dimensions}-D bytes: it begins with {found}")
     if len(header) < 4 + 4 * dimensions:
-        raise InputError(f"{path} is cut short within its header: fetch it again")
+        raise InputError(f"{path} is truncated within its header: fetch it again")
     shape = struct.unpack(f">{dimensions}I", header[4:])
     if 0 in shape:
         raise InputError(f"{path} is empty: its dimensions are {shape}")

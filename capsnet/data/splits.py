@@ -1,7 +1,7 @@
 """Splits of a data set: at random by a seed, or by the content of each image.
 
-A split by content does not change for the other images when some are added or removed. An image's content is known by a
-digest: copies of an image have the same one, and stay in one part.
+In a split by content, the other images stay in their parts when some are added or removed. A digest identifies the
+content of an image: copies of an image have the same digest, and stay in one part.
 """
 
 import hashlib
@@ -53,8 +53,8 @@ def split_by_content(
     """Split a set into train, validation and test; digests has one digest for each image.
 
     - test: whether to take test images. They are those whose digest, hashed, is below 0.1 as a fraction in [0, 1):
-      about a tenth. A class left without test images gives the image with its lowest hash, and the last image of a
-      class stays in training: only in these cases can an image that is added or removed move another.
+      about a tenth. If a class has none of them, its image with the lowest hash is taken; the last image of a class
+      stays in training. Only in these two cases can an image that is added or removed move another.
     - validation: how many of the other images to take: those whose digests, hashed with the seed, are lowest, so that
       an image that is added or removed moves at most one other. Without a number, take those below 0.1, or the lowest
       if that gives none of ten or more images. The last image of a class stays in training.

@@ -107,7 +107,7 @@ def route_backward(
 
 
 def _backend(children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> Backend:
-    """The backend for these tensors. The reference stores the votes, so streaming stands in for it."""
+    """The backend for these tensors. The reference stores the votes, so streaming replaces it."""
     name = choose_backend(children, weight)
     if name == "reference" or (name == "native" and not (is_readable(children) and is_readable(weight))):
         name = "streaming"

@@ -10,9 +10,9 @@ from capsnet.errors import InputError
 from capsnet.ops.passes import Backend
 
 BackendName = Literal["reference", "streaming", "native", "triton"]
-# "Votes" counts their numbers, b · i · j · e. At few votes, storing them on a CPU beats recomputing them:
-FEW_VOTES = 1 << 20  # up to so many in plain PyTorch
-FEW_VOTES_COMPILED = 1 << 16  # up to so many where compiled code would recompute them, with full vectors of images
+# Numbers of the votes, b · i · j · e, up to which storing the votes on a CPU is faster than recomputing them:
+FEW_VOTES = 1 << 20  # in plain PyTorch
+FEW_VOTES_COMPILED = 1 << 16  # in compiled code with full vectors of images
 LANES = 16  # images in the widest vector register
 FEW_IMAGES = 4  # these fill few lanes of a vector, and their votes are small compared with the weight
 FEW_CHILDREN = 4  # these are too few to divide among threads, and their votes are small compared with the parents

@@ -48,7 +48,7 @@ def test_parts_of_different_classes_are_refused(tmp_path):
     pets(tmp_path / "train")
     pets(tmp_path / "test")
     save(tmp_path / "test" / "cow" / "0.png")
-    with pytest.raises(InputError, match="class 'cow' is not in both train/ and test/: give all the same classes"):
+    with pytest.raises(InputError, match="class 'cow' is not in both train/ and test/: give both the same classes"):
         read_folder(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_validation_images_of_other_classes_than_the_training_images_are_refused
     pets(tmp_path / "train")
     pets(tmp_path / name)
     (tmp_path / name / "dog").rename(tmp_path / name / "wolf")
-    with pytest.raises(InputError, match=f"class 'dog' is not in both train/ and {name}/: give all the same classes"):
+    with pytest.raises(InputError, match=f"class 'dog' is not in both train/ and {name}/: give both the same classes"):
         read_folder(tmp_path)
 
 

@@ -31,14 +31,14 @@ NUMBER = 0.45  # inches that the number above a column takes
 CAPTION = (
     "A number is added to one dimension of one capsule; in the framed column nothing is added. Change: absolute "
     "difference from that column, averaged over the others and summed over pixels; the rows are sorted by it. A word "
-    "names the effect, with its size in the first and the last image, in pixels (contrast from 0 to 1): of the effects "
-    "that steadily grow or shrink by a pixel or more, it alone explains 40 % or more of how the row changes, and 1.5 "
-    "times as much as any other. Thickness and contrast do not compete, nor does loop size with width and height. "
+    "names an effect, with its size in the first and the last image, in pixels (contrast from 0 to 1). It is named if "
+    "it steadily grows or shrinks by a pixel or more, and alone explains at least 40 % of the row's change and 1.5 "
+    "times as much as any other effect; thickness is not compared with contrast, nor loop size with width and height. "
     "Slant is how far the top is to the right of the bottom, loop size is a radius, and shifts are to the right and up."
 )
 TILE, ABOVE = 0.95, 0.38  # inches, in the animation: a cell, and the names above it
-PAUSE = 120  # milliseconds a frame
-LEVELS = 32  # of brightness in the animation: with more, noise that nobody sees makes the file large
+PAUSE = 120  # milliseconds per frame
+LEVELS = 32  # of brightness in the animation: with more, invisible noise makes the file large
 
 
 def plot_perturbations(measured: Perturbations, classes: tuple[str, ...], path: Path) -> Path:
@@ -101,7 +101,7 @@ def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], pat
 
 def _class_names(measured: Perturbations, classes: tuple[str, ...]) -> list[str]:
     if len(classes) != len(measured.lengths):
-        raise InputError(f"the network knows {len(measured.lengths)} classes, but there are {len(classes)} names")
+        raise InputError(f"the network has {len(measured.lengths)} classes, but there are {len(classes)} names")
     return style.class_names(classes)
 
 
@@ -136,7 +136,7 @@ def _mark_columns(axes: Axes, offsets: list[float], cell: float) -> None:
 
 
 def _name_effects(axes: Axes, measured: Perturbations, cell: float) -> None:
-    """Write at the right of each row of so many points the effect that is clear, and its first and last size."""
+    """Write at the right of each row, `cell` points high, the effect that is clear, and its first and last size."""
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     for row, effect in enumerate(measured.effects):
         if effect:

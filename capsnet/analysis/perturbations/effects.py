@@ -1,4 +1,4 @@
-"""What a perturbation changes, measured: thickness, slant, width, height, place and the size of loops.
+"""Measurements of what a perturbation changes: thickness, slant, width, height, place and the size of loops.
 
 Section 5.1 of Sabour, Frosst and Hinton (2017) names such effects by eye. Here each is measured, all but the contrast
 in pixels, and a sequence of images gets the name of an effect where that effect explains how they differ. The ink of

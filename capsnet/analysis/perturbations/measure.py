@@ -119,7 +119,7 @@ def steps(extent: float, step: float) -> list[float]:
         raise InputError(f"{extent:g} in steps of {step:g} are more than {MOST} each way: choose larger steps")
     if not isclose(count * step, extent, rel_tol=1e-6):
         nearest = extent / max(1, count)
-        raise InputError(f"steps of {step:g} do not lead from 0 to {extent:g}: choose steps of {nearest:g}, say")
+        raise InputError(f"steps of {step:g} do not lead from 0 to {extent:g}: choose for example steps of {nearest:g}")
     return [extent * k / count for k in range(-count, count + 1)]
 
 
@@ -139,7 +139,7 @@ def _known_dimensions(network: CapsNet, dimensions: Sequence[int] | None) -> lis
 def _choose_image(network: CapsNet, images: ImageSet, label: int, image: int | None) -> tuple[int, Tensor, Tensor]:
     """The image to reconstruct: its place in the set, its pixels [c, h, w] and its capsules [j, e]."""
     if not 0 <= label < network.classes:
-        raise InputError(f"there is no class {label}: this network knows classes 0 to {network.classes - 1}")
+        raise InputError(f"there is no class {label}: this network has classes 0 to {network.classes - 1}")
     if not len(images):
         raise InputError("there are no images to plot")
     if image is not None and not 0 <= image < len(images):

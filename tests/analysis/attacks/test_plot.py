@@ -1,4 +1,4 @@
-"""The figure of accuracy under attack has a panel a norm, a line a network, every interval and the checks' verdicts."""
+"""The figure of accuracy under attack has a panel per norm, a line per network, all intervals and all verdicts."""
 
 import json
 
