@@ -282,7 +282,7 @@ def attack_rows(measured: dict[str, Any]) -> str:
     lines = [
         "Worst case over all attacks, image by image: an image counts as right only if every attack on it has failed. "
         f"PGD on two losses (margin, cross-entropy) with {steps} steps, each of 2.5 ε / steps; {settings['starts']} "
-        f"random starts, {settings['start_steps']} steps each but the first; transfer attacks (PGD on the other "
+        f"random starts, all but the first with {settings['start_steps']} steps; transfer attacks (PGD on the other "
         f"networks); for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
         "An image that is fooled within a smaller ε counts as fooled within a larger one.",
         "",

@@ -222,7 +222,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _part_of(path: Path) -> Path:
     if path.name in ("", ".."):
-        raise InputError(f"{path} has no name of its own: write it out")
+        raise InputError(f"{path} does not end in a name: give a path that does")
     return path.with_name(f"{path.name}.{os.getpid()}-{next(_counter)}.part")
 
 

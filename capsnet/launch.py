@@ -61,7 +61,7 @@ def check_batch(batch_size: int, processes: int) -> None:
     """Raise InputError for a batch with fewer images than processes."""
     if batch_size < processes:
         raise InputError(
-            f"--batch-size {batch_size} has no image for some of {processes} processes: at least {processes}"
+            f"--batch-size {batch_size} is too small for {processes} processes: it has to be at least {processes}"
         )
 
 

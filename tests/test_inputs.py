@@ -1,4 +1,4 @@
-"""Tensors that a network or a loss cannot take are refused with the value and the way out, and never passed through."""
+"""Tensors that a network or a loss cannot take are refused with the value and the remedy, and never passed through."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""Affine changes do to images what they say, and the accuracies and figures are those of the changed images."""
+"""Affine changes of images are exact, and the accuracies and figures are those of the changed images."""
 
 import json
 

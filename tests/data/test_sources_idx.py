@@ -1,4 +1,4 @@
-"""IDX files are read, gzipped or not, and a bad one is refused by name."""
+"""IDX files are read, gzipped or not, and a bad one is refused with its name."""
 
 import gzip
 

@@ -109,7 +109,7 @@ def _route(tensors, options, constants):
     from capsnet.ops.routing import route
 
     if not GPU:
-        dispatch._triton_unavailable = lambda *_: ""  # the interpreter stands in for the device
+        dispatch._triton_unavailable = lambda *_: ""  # the interpreter replaces the device
     with _with(constants), dispatch.routing_backend("triton"):
         results = by(route, {name: _placed(t) for name, t in tensors.items()}, **options)
     return [t.cpu() for t in results]
