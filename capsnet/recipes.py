@@ -52,9 +52,9 @@ class Recipe:
     primary_dim: Annotated[Size, Doc("Dimensions of a primary capsule.")] = 8
     primary_kernel: Annotated[Size, Doc("Kernel size of the primary capsules.")] = 9
     primary_stride: Annotated[Size, Doc("Stride of the primary capsules.")] = 2
-    primary_scale: Annotated[Scale, Doc("Factor on the primary capsules before the squash.")] = 1.0
+    primary_scale: Annotated[Scale, Doc("Factor of the primary capsules before the squash.")] = 1.0
     capsule_dim: Annotated[Size, Doc("Dimensions of a class capsule.")] = 16
-    shared: Annotated[bool, Doc("Share the matrices of a capsule type over all positions.")] = False
+    shared: Annotated[bool, Doc("Share the matrices of a capsule type over all places of the grid.")] = False
     prior: Annotated[bool, Doc("Learn the initial routing logits.")] = False
     bias: Annotated[bool, Doc("Add a learned bias to the weighted sum in every iteration.")] = False
     none_of_the_above: Annotated[bool, Doc("Add a none-of-the-above logit to the softmax of the couplings.")] = False
@@ -237,7 +237,7 @@ class Digits(Recipe):
 
 @dataclass(frozen=True)
 class ChainerCode(Recipe):
-    """The settings of soskek/dynamic_routing_between_capsules: matrices shared over positions, no decoder (99.60 %).
+    """The settings of soskek/dynamic_routing_between_capsules: matrices shared over places, no decoder (99.60 %).
 
     capsnet train mnist --recipe chainer        (with --negative-slope 0.05: its leaky ReLU, 99.66 %)
     Not yet run to the end.

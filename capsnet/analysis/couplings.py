@@ -51,7 +51,7 @@ def plot_couplings(network: CapsNet, images: ImageSet, classes: tuple[str, ...],
     Raises InputError for a place that is not in the set.
     """
     if not 0 <= image < len(images):
-        raise InputError(f"there is no image {image} in a set of {len(images):,}: places count from 0")
+        raise InputError(f"there is no image {image} in a set of {len(images):,}: indices start at 0")
     one = images.select(torch.tensor([image])).to(next(network.parameters()).device)
     pixels, labels = next(batches(one, 1))
     routing = trace_routing(network, pixels)
@@ -241,7 +241,7 @@ def _caption(network: CapsNet) -> str:
     "by iteration.",
     needs="capsules",
 )
-@click.option("--image", default=0, show_default=True, help="Place of the test image.")
+@click.option("--image", default=0, show_default=True, help="Index of the test image, from 0.")
 def couplings(context: Context, image: int = 0) -> Iterator[Path]:
     """Plot the couplings of a test image in every routing iteration."""
     yield plot_couplings(*context.on_test, context.folder / "couplings.png", image=image)

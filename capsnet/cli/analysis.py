@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 @click.command()
 @run_argument
 @click.option(
-    "--only", multiple=True, type=click.Choice(list(SUBJECTS)), metavar="NAME", help="Make only this; repeatable."
+    "--only",
+    multiple=True,
+    type=click.Choice(list(SUBJECTS)),
+    metavar="NAME",
+    help="Make only this analysis; repeatable.",
 )
 @click.option("--compare", multiple=True, type=PATH, metavar="RUN", help="A run to compare with; repeatable.")
 @click.option("--ood", type=DATA, help="Out-of-distribution data for the detection, for example fashion_mnist.")

@@ -128,10 +128,12 @@ def choose_recipe(ctx: click.Context, param: click.Parameter, name: str | None) 
     is_eager=True,
     callback=choose_recipe,
     metavar="NAME",
-    help=f"Recipe whose settings are the defaults: {', '.join(RECIPES)}. By default digits for digits, else fast.",
+    help=f"Recipe whose settings are the defaults: {', '.join(RECIPES)}. By default digits for the digits, else fast.",
 )
 @click.option("--run", type=PATH, metavar="FOLDER", help="Run folder; by default runs/DATA-RECIPE-DIFFERENCES.")
-@click.option("--data-dir", type=PATH, metavar="FOLDER", help="Folder that has mnist and fashion_mnist or gets them.")
+@click.option(
+    "--data-dir", type=PATH, metavar="FOLDER", help="Folder of mnist and fashion_mnist; missing files are downloaded."
+)
 @click.option(
     "--resume", is_flag=True, help="Continue the run from its last checkpoint; only epochs or steps may change."
 )

@@ -184,14 +184,18 @@ def _signed(offset: float) -> str:
 )
 @click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed. All classes by default.")
 @click.option(
-    "--range", "extent", default=0.25, show_default=True, help="Largest number added to a dimension, and subtracted."
+    "--range",
+    "extent",
+    default=0.25,
+    show_default=True,
+    help="Largest number that is added to a dimension, or subtracted.",
 )
 @click.option("--step", default=0.05, show_default=True, help="Difference from one number to the next.")
 @click.option(
     "--image",
     type=int,
     metavar="N",
-    help="Place of a test image. By default the first of the class that is classified right.",
+    help="Index of a test image, from 0. By default the first of the class that is classified right.",
 )
 @click.option(
     "--dimension",
