@@ -23,7 +23,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal, the value that was measured, and whether it is met: None where nothing was measured."""
+    """A goal, the value that was measured, and whether it is met: None if nothing was measured."""
 
     what: str
     target: str

@@ -62,7 +62,7 @@ def checkpoint_paths(run: Run) -> list[Path]:
 def save_checkpoint(run: Run, state: Checkpoint) -> Path:
     """Write a checkpoint atomically, and remove all but the last two.
 
-    Raises InputError where it cannot be written; the other checkpoints are then unchanged.
+    Raises InputError if it cannot be written; the other checkpoints are then unchanged.
     """
     folder = run.folder / "checkpoints"
     path = folder / f"{state['step']:010d}.ckpt"
@@ -85,7 +85,7 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
 def load_checkpoint(run: Run) -> Checkpoint | None:
     """Return the last intact state of training, or None for a run without checkpoints.
 
-    Damaged checkpoints are named in a warning. Raises InputError where all are damaged.
+    Damaged checkpoints are named in a warning. Raises InputError if all are damaged.
     """
     paths = checkpoint_paths(run)
     for path in paths:
@@ -99,7 +99,7 @@ def load_checkpoint(run: Run) -> Checkpoint | None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; InputError where it is damaged."""
+    """Read a checkpoint; InputError if it is damaged."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[DIGITS:]).hexdigest().encode() != content[:DIGITS]:

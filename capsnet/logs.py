@@ -25,7 +25,7 @@ PLAIN_SECONDS = 10.0
 class Log:
     """The log of a run from a step on. Records of later steps, which a killed process left, are removed.
 
-    Raises InputError where it cannot be written. If the terminal is closed, training continues without it.
+    Raises InputError if it cannot be written. If the terminal is closed, training continues without it.
     """
 
     def __init__(self, run: Run, step: int, steps: int) -> None:

@@ -32,7 +32,7 @@ def margin_loss(
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
     """Squared difference of reconstruction and image, summed over pixels and channels and averaged over images (4.1).
 
-    Raises InputError where the two shapes differ.
+    Raises InputError if the two shapes differ.
 
     reconstruction [b, c, h, w], image [b, c, h, w], both in [0, 1] → a scalar
     """

@@ -102,7 +102,7 @@ class Recipe:
     ] = 0.0
     seed: Annotated[Seed, Doc("Seed of the split, the initial weights, the order of the images and shifts.")] = 0
     precision: Annotated[
-        Literal["auto", "32-true", "bf16-mixed"], Doc("auto: bf16 where the hardware supports it, else float32.")
+        Literal["auto", "32-true", "bf16-mixed"], Doc("auto: bf16 if the hardware supports it, else float32.")
     ] = "auto"
     compile: Annotated[bool | None, Doc("Use torch.compile; by default on a GPU with a C++ compiler.")] = None
 

@@ -158,7 +158,7 @@ class Run:
     def load_network(self) -> CapsNet | ConvBaseline:
         """Load the best network, on the CPU and in evaluation mode.
 
-        Raises InputError where the run has none yet, or where its weights are those of another network.
+        Raises InputError if the run has none yet, or if its weights are those of another network.
         """
         if not (self.best / "model.safetensors").exists():
             raise InputError(f"{self.folder} has no trained network yet: train it with `{self.resume_command()}`")
@@ -174,7 +174,7 @@ class Run:
     def load_data(self, name: str | None = None, data_dir: str | Path | None = None) -> Data:
         """Load the run's data set, split as in training, or another data set whose classes the network has.
 
-        The classes of another data set are matched by name. Raises InputError where the data cannot be loaded, where
+        The classes of another data set are matched by name. Raises InputError if the data cannot be loaded, if
         the run's data have changed since training, and for a class or an image shape that the network does not have.
         """
         recipe = self.recipe
@@ -194,7 +194,7 @@ class Run:
         return self._relabelled(data)
 
     def check_data(self, data: Data, parts: tuple[str, ...] = ("train", "validation", "test")) -> None:
-        """Raise InputError where parts of these data are not those that the run was started with."""
+        """Raise InputError if parts of these data are not those that the run was started with."""
         changed = []
         for part in parts:
             kept: PartFingerprint = getattr(self.fingerprint, part)
@@ -214,7 +214,7 @@ class Run:
     def extended(self, data: Data, recipe: Recipe) -> "Run":
         """Return the run to resume, with a recipe that may be longer, and with the present place of its data.
 
-        Nothing is written: `train` writes it once it has the lock. Raises InputError where the data differ or the
+        Nothing is written: `train` writes it once it has the lock. Raises InputError if the data differ or the
         recipe differs in more than its length, and for a longer one-cycle schedule, which is planned over all steps.
         """
         self.check_data(data)
@@ -298,8 +298,8 @@ class Run:
 def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
-    Raises InputError where the recipe's network cannot be built for these data, where another process trains in the
-    folder, and where the folder cannot be made or exists. With `overwrite`, an existing run is replaced.
+    Raises InputError if the recipe's network cannot be built for these data, if another process trains in the
+    folder, and if the folder cannot be made or exists. With `overwrite`, an existing run is replaced.
     """
     folder = Path(folder)
     recipe.check_effects()
@@ -324,7 +324,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
 def load_run(folder: str | Path) -> Run:
     """Open a run folder.
 
-    Raises InputError where recipe.json is missing or cannot be used.
+    Raises InputError if recipe.json is missing or cannot be used.
     """
     folder = Path(folder)
     path = folder / "recipe.json"

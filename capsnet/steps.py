@@ -153,7 +153,7 @@ class Recording:
     """A function of tensors on a GPU that is recorded as a CUDA graph after WARM calls and then replayed.
 
     The function must not read a value from the device, and its inputs must have the same shapes in every call.
-    Raises RecordingError where recording fails, for lack of memory or for an operation that graphs do not support.
+    Raises RecordingError if recording fails, for lack of memory or for an operation that graphs do not support.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:

@@ -27,7 +27,7 @@ def plot_confusion(evaluation: Evaluation, classes: tuple[str, ...], path: Path)
 
     Right predictions are hundreds of times as many: if they were coloured too, no error would be visible. Counts are
     written in the cells where they fit.
-    Raises InputError where there is not one name for each class.
+    Raises InputError if there is not one name for each class.
     """
     counts = np.array(evaluation.confusion)
     n = len(counts)

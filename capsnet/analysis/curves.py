@@ -35,7 +35,7 @@ def plot_curves(run: Run, path: Path) -> Path:
     """Plot the parts of the loss, the error rates and the learning rate of a run against its epochs.
 
     In the first epoch, whose length the log does not say, they are plotted against the steps.
-    Raises InputError where nothing has been measured yet.
+    Raises InputError if nothing has been measured yet.
     """
     training, validation = run.records("train"), run.records("validation")
     records = training + validation

@@ -112,7 +112,7 @@ def _name_columns(axes: Axes, columns: list[dict[str, Any]], names: list[str], c
 
 
 def _frame(axes: Axes, columns: list[dict[str, Any]]) -> None:
-    """Frame the true classes and, where they are others, the predicted ones."""
+    """Frame the true classes and, if they are others, the predicted ones."""
     for k, column in enumerate(columns):
         style.frame(axes, 1 + column["label"], k, style.BLUE)
         if column["prediction"] != column["label"]:

@@ -69,13 +69,13 @@ class Subject:
     def __call__(self, context: Context, **options: Any) -> list[Path]:
         """Make the figures.
 
-        Raises InputError where the context lacks what the subject needs.
+        Raises InputError if the context lacks what the subject needs.
         """
         self.check(context)
         return list(self.function(context, **options))
 
     def check(self, context: Context) -> None:
-        """Raise InputError where the context lacks what the subject needs."""
+        """Raise InputError if the context lacks what the subject needs."""
         if missing := self.missing(context):
             raise InputError(f"{self.function.__name__} cannot be made: {missing}")
 

@@ -65,7 +65,7 @@ class TargetedResult:
     def by_pair(self, measured: Tensor, counted: Tensor) -> list[list[float | None]]:
         """Means of a measurement [p] by source (row) and target (column), of the attacks that are counted, bool [p].
 
-        None where there are none.
+        None if there are none.
         """
         table: list[list[float | None]] = [[None] * self.classes for _ in range(self.classes)]
         for source, target in product(range(self.classes), repeat=2):
@@ -141,7 +141,7 @@ def plot_targeted(
 
     The matrices of success and distance are at `path`, and the numbers next to it as JSON. A second figure, whose name
     ends in -images, has the first image of each class, the adversarial images and the differences.
-    Raises InputError where `attack_targets` does.
+    Raises InputError as `attack_targets` does.
     """
     attacked = attack_targets(network, images, per_class=per_class, steps=steps, step_size=step_size)
     names = style.class_names(classes, style.SHORT)[: attacked.classes]

@@ -47,7 +47,7 @@ def load_data(
     The part that an image of a folder or an .npz file belongs to depends on its content, so that adding or removing
     others does not move it from training to test: see `split_by_content`.
 
-    Raises InputError where the data cannot be found or used.
+    Raises InputError if the data cannot be found or used.
     """
     size = None if image_size is None else size_pair(image_size)
     try:

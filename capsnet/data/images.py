@@ -33,7 +33,7 @@ def image_tensor(
     It is converted to grey (c = 1) or colour (c = 3), turned upright by its EXIF data, and resized without keeping its
     aspect ratio. `invert` swaps light and dark. Transparent pixels become black in either case.
 
-    Raises InputError, naming the file, where it cannot be read or has more than 2^26 pixels. The number of pixels is
+    Raises InputError, naming the file, if it cannot be read or has more than 2^26 pixels. The number of pixels is
     checked before decoding, so that reading takes 1.2 GB at most. → uint8 [c, h, w]
     """
     c, h, w = image_shape

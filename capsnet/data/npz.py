@@ -84,7 +84,7 @@ def read_headers(path: Path, names: Collection[str] | None = None, hint: str = H
 def read_arrays(path: Path, headers: Mapping[str, Header], hint: str = HINT) -> dict[str, np.ndarray]:
     """Read the arrays that have these headers.
 
-    Raises InputError where they would unpack to more than 256 MiB and 20 times the file, before unpacking anything, and
+    Raises InputError if they would unpack to more than 256 MiB and 20 times the file, before unpacking anything, and
     for damaged content.
     """
     check_unpacked(path, sum(header.size for header in headers.values()), "save it by np.savez, uncompressed")

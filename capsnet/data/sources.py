@@ -100,7 +100,7 @@ def load_source(name: str, data_dir: str | Path | None = None) -> Data:
     like the set or at the top, gzipped or not. A file that is found is used as it is, so that you can replace the data
     by your own. A missing file is downloaded to <folder>/<name>/ from the first mirror that answers.
 
-    Raises InputError where a file is neither found nor downloaded, or the files do not belong together.
+    Raises InputError if a file is neither found nor downloaded, or the files do not belong together.
     """
     folder = data_folder(data_dir)
     missing = [file for file in FILES if _found(folder, name, file) is None]
@@ -146,8 +146,8 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
 def read_idx(path: Path, dimensions: int) -> Tensor:
     """Read an IDX file of bytes with this number of dimensions (3 for images [n, h, w], 1 for labels [n]) → uint8.
 
-    Raises InputError, naming the file, where it is in another format, truncated, empty or longer than its header says,
-    or where its header announces more than 256 MiB and 20 times the file: then nothing but the header is unpacked.
+    Raises InputError, naming the file, if it is in another format, truncated, empty or longer than its header says,
+    or if its header announces more than 256 MiB and 20 times the file: then nothing but the header is unpacked.
     """
     check_regular(path)
     try:

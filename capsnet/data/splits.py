@@ -20,7 +20,7 @@ FEW = 10  # from this many images on, at least one is a validation image
 def split(images: ImageSet, validation: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Draw a validation set by a seed → the other images, and the validation set.
 
-    Raises InputError where `validation` is negative or leaves no image to train on.
+    Raises InputError if `validation` is negative or leaves no image to train on.
     """
     if not 0 <= validation < len(images):
         raise InputError(

@@ -23,7 +23,7 @@ _forced: BackendName | None = None  # for the whole process, since the backward 
 def routing_backend(name: BackendName) -> Iterator[None]:
     """Force one backend of `route`, in tests and benchmarks: reference, streaming, native or triton.
 
-    Raises InputError for an unknown name. `route` raises it, with the reason, where the backend cannot run.
+    Raises InputError for an unknown name. `route` raises it, with the reason, if the backend cannot run.
     """
     if name not in get_args(BackendName):
         raise InputError(f"a routing backend is one of {', '.join(get_args(BackendName))}, not {name!r}")
@@ -43,7 +43,7 @@ def is_forced(name: BackendName) -> bool:
 def choose_backend(children: Tensor, weight: Tensor) -> BackendName:
     """The backend for children [b, i, d] and weight [i, j, d, e].
 
-    Raises InputError where the forced backend cannot run.
+    Raises InputError if the forced backend cannot run.
     """
     if _forced is not None:
         if reason := _unavailable(_forced, children, weight):

@@ -125,7 +125,7 @@ class Plan(NamedTuple):
 class Triton:
     """The backend: steps and passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior.
 
-    Raises InputError where the matrix of one vote is too large for a multiprocessor.
+    Raises InputError if the matrix of one vote is too large for a multiprocessor.
     """
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:

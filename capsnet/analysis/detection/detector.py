@@ -99,9 +99,9 @@ def save_detector(run: Run, detector: Detector) -> Path:
 
 
 def load_detector(run: Run) -> Detector | None:
-    """Return the detector of the run's best network, or None where there is none or it belongs to other weights.
+    """Return the detector of the run's best network, or None if there is none or it belongs to other weights.
 
-    Raises InputError where it cannot be read.
+    Raises InputError if it cannot be read.
     """
     path = run.folder / "detector.json"
     if not path.exists():

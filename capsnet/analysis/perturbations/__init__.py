@@ -44,7 +44,7 @@ LEVELS = 32  # of brightness in the animation: with more, invisible noise makes 
 def plot_perturbations(measured: Perturbations, classes: tuple[str, ...], path: Path) -> Path:
     """Plot the reconstructions of all dimensions, a row each; write the numbers next to the figure, as JSON.
 
-    Raises InputError where there is not one name for each class.
+    Raises InputError if there is not one name for each class.
     """
     rows, columns, _, h, w = measured.reconstructions.shape
     names, tall = _class_names(measured, classes), style.cell_height(h, w)
@@ -67,7 +67,7 @@ def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], pat
     """Write a GIF of the reconstructions of all dimensions side by side, from the first offset to the last and back.
 
     Above each is its dimension, and its effect where one is clear. The same numbers make the same bytes.
-    Raises InputError where there is not one name for each class.
+    Raises InputError if there is not one name for each class.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -110,7 +110,7 @@ def perturb(capsules: Tensor, label: int, dimensions: Sequence[int], offsets: Te
 def steps(extent: float, step: float) -> list[float]:
     """The numbers from -extent to extent, a step apart; zero, in the middle, is exactly zero.
 
-    Raises InputError where the extent is no whole number of steps, or more than 25.
+    Raises InputError if the extent is no whole number of steps, or more than 25.
     """
     if not (0 < extent < inf and 0 < step < inf):
         raise InputError(f"range and step of a perturbation are above 0, not {extent:g} and {step:g}")
