@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
-from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
+from typing_extensions import TypedDict  # pydantic takes typing.TypedDict only from Python 3.12 on
 
 from capsnet.checks import first_fault
 from capsnet.errors import InputError
@@ -17,7 +17,7 @@ from capsnet.files import atomic_write, remove
 from capsnet.runs import Run
 
 KEPT = 2
-DIGITS = 64  # of the SHA-256 that the content follows
+DIGITS = 64  # of the SHA-256 before the content
 
 log = logging.getLogger(__name__)
 _STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)

@@ -18,7 +18,7 @@ from capsnet.errors import InputError
 
 MAX_UNPACKED = 256 << 20  # bytes that any file may unpack to, however small it is
 MAX_RATIO = 20  # times its own size that a larger file may unpack to; MNIST's files unpack to 5 times theirs
-MAX_SHOWN = 200  # characters of a file name or of a library's message in one of ours
+MAX_SHOWN = 200  # characters of a file name or of a library's message that our messages show
 
 _counter = itertools.count()  # two threads may write the same file
 

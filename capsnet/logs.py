@@ -29,7 +29,7 @@ class Log:
     """
 
     def __init__(self, run: Run, step: int, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # which only the first of several processes needs
+        from torch.utils.tensorboard import SummaryWriter  # needed only in the first of several processes
 
         kept = sorted((record for record in run.records() if record["step"] <= step), key=lambda kept: kept["step"])
         with atomic_write(run.log) as part:
@@ -59,7 +59,7 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.show(self.bar.stop)
-        if self.terminal_closed:  # the line above may have found out
+        if self.terminal_closed:  # the line above may have found it closed
             self.bar.stop()
         self.null.close()
         self.board.close()

@@ -314,7 +314,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
     run = Run(folder, recipe, _located(data.name), data.classes, data.image_shape, data.fingerprint())
     with locked(folder):
         _check_free(folder, overwrite)  # again, as another process may have been faster
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.json"):  # which makes it a run, last
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.json"):  # it makes a run: last
             if path.name != "run.lock":
                 remove(path)
         write_json(folder / "recipe.json", run.description())

@@ -18,7 +18,7 @@ from capsnet.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELL, LEAST, MOST = 0.5, 3.2, 14.0  # inches: a cell where there is room, and the sides of the matrix
+CELL, LEAST, MOST = 0.5, 3.2, 14.0  # inches: a cell if there is room, and the sides of the matrix
 DIAGONAL = 0.16  # from white, 0, to black, 1
 
 

@@ -92,7 +92,7 @@ def entropy(couplings: Tensor, none_of_the_above: bool) -> Tensor:
     """
     if none_of_the_above:
         rest = 1 - couplings.sum(dim=-1, keepdim=True)  # over parents j
-        couplings = torch.cat([couplings, rest.clamp_min(0)], dim=-1)  # which rounding can take below 0
+        couplings = torch.cat([couplings, rest.clamp_min(0)], dim=-1)  # rounding can make the rest negative
     return torch.special.entr(couplings).sum(dim=-1) / log(2)  # over parents j
 
 

@@ -20,7 +20,7 @@ from capsnet.models import CapsNet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROUNDING = 1e-5  # by which a probability of 1 may lie above it
+ROUNDING = 1e-5  # by which rounding may raise a probability above 1
 Score = Literal["length", "probability"]
 NOTES: dict[Score, str] = {
     "length": "The margin loss asks for lengths above 0.9 or below 0.1: it does not train them to be probabilities.",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 20  # columns
-CELL, TALLEST = 0.62, 40.0  # inches: a cell where there is room, and the whole matrix
+CELL, TALLEST = 0.62, 40.0  # inches: a cell if there is room, and the whole matrix
 ROOMY = 0.45  # inches: a cell that a length can be written in
 NOTE = (
     "The top row has the images; below, each row keeps the capsule of one class, with all others set to zero. Framed: "

@@ -18,8 +18,8 @@ from capsnet.files import atomic_write
 from capsnet.recipes import RECIPES
 from capsnet.runs import Run
 
-ALL = tuple(name for name in SUBJECTS if name != "attacks")  # which takes minutes: only made when it is named
-QUICK = ("reconstructions", "errors", "masks", "lengths", "confusion", "curves")  # what a training ends with
+ALL = tuple(name for name in SUBJECTS if name != "attacks")  # attacks takes minutes: it is made only when it is named
+QUICK = ("reconstructions", "errors", "masks", "lengths", "confusion", "curves")  # made at the end of a training
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 DPI = 200
-POINTS = 72  # an inch
+POINTS = 72  # per inch
 MARGIN = 0.15  # inches around a figure
 FONT = "DejaVu Sans"  # comes with matplotlib
 TITLE, LABEL, SMALL, TINY = 12, 10, 8, 5  # points

@@ -347,7 +347,7 @@ def evaluate_and_report(run: "Run", network: "CapsNet | ConvBaseline", data: "Da
     run.write_results(network, data, evaluation)
     if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
         save_detector(run, fit_detector(network, data.validation))
-    with suppress(OSError):  # of a terminal that was closed: the report has it too
+    with suppress(OSError):  # the terminal may be closed: the report has the evaluation too
         print_evaluation(evaluation, data.classes)
     say(f"report: {make_report(context, names=QUICK)}")
 

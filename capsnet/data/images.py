@@ -67,7 +67,7 @@ def _walk(folder: Path) -> list[Path]:
     """Image files of a folder and its sub-folders."""
     found = _image_files(folder)
     for inner in _folders(folder):
-        if not inner.is_symlink():  # which may lead back here
+        if not inner.is_symlink():  # a link may lead back here
             found += _walk(inner)
     return found
 
@@ -111,7 +111,7 @@ def read_folder(
     }
     train, validation_images, test_images = split_by_content(
         given["train"],
-        digests[: len(given["train"])],  # whose entries come first
+        digests[: len(given["train"])],  # the entries of train come first
         classes,
         test="test" not in folders,
         validation=0 if "validation" in folders else validation,
@@ -196,7 +196,7 @@ def _decoded(source: "str | Path | Image.Image", background: int = 0) -> "Image.
             return _flattened(source.copy(), background)
     with reading(source, "an image"):
         check_regular(Path(source))
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # of an image inside a file, as in an icon
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # about an image inside a file, as in an icon
         with Image.open(source) as image:
             _check_decodable(image)
             return _flattened(image, background)

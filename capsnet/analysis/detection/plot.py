@@ -60,7 +60,7 @@ def plot_detection(result: Detection, path: Path) -> Path:
 
 
 def roc(clean: Tensor, suspects: Tensor) -> tuple[Tensor, Tensor]:
-    """False and true positive rates [t] at every threshold, the highest first: shares of errors [m] and [n] above."""
+    """False and true positive rates [t] at every threshold, the highest first: shares of errors [m], [n] above it."""
     thresholds = torch.cat([clean, suspects, torch.tensor([-torch.inf])]).unique().flip(0)
     false, true = (
         1 - torch.searchsorted(errors.sort().values, thresholds, right=True) / len(errors)
