@@ -210,7 +210,7 @@ def locked(folder: Path) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except Timeout as error:
         owner = path.read_text(errors="replace").strip() or "another process"
-        raise InputError(f"{folder} is being trained by {owner}: wait for its end, or name another --run") from error
+        raise InputError(f"{folder} is being trained by {owner}: wait for its end, or choose another --run") from error
     except OSError as error:
         lock.release()
         raise InputError(f"cannot write {path}: {error.strerror}") from error

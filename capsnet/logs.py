@@ -87,7 +87,7 @@ class Log:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint is kept") from error
 
     def train(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
         """Log a training step, counted from 1, and advance the progress bar."""
@@ -115,6 +115,6 @@ class Log:
         try:
             self.file.write(json.dumps(about | measured) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint is kept") from error
         for name, value in measured.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)

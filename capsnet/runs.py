@@ -310,7 +310,7 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
         make_folder(folder)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{folder} cannot be made: {reason}; name another folder with --run") from error
+        raise InputError(f"{folder} cannot be made: {reason}; choose another folder with --run") from error
     run = Run(folder, recipe, _located(data.name), data.classes, data.image_shape, data.fingerprint())
     with locked(folder):
         _check_free(folder, overwrite)  # again, as another process may have been faster
@@ -358,6 +358,6 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if all(name == "run.lock" or is_leftover(name) for name in held):  # left by a process that was killed at its start
         return
     if "recipe.json" not in held:
-        raise InputError(f"{folder} exists and is not a run folder: name another one with --run")
+        raise InputError(f"{folder} exists and is not a run folder: choose another one with --run")
     if not overwrite:
-        raise InputError(f"{folder} exists: continue it with --resume, replace it with --overwrite, or name another")
+        raise InputError(f"{folder} exists: continue it with --resume, replace it with --overwrite, or choose another")

@@ -121,7 +121,7 @@ def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
     Raises InputError for a file of another content, weights that do not match, and a folder that is not empty.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: name another folder")
+        raise InputError(f"{folder} exists and is not empty: choose another folder")
     if source.suffix not in (".pt", ".pth", ".npz"):
         raise InputError(f"{source} is not a .pt, .pth or .npz file: docs/coming-from.md says how to make one")
     if source.suffix == ".npz":

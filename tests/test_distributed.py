@@ -216,7 +216,7 @@ def test_an_input_error_in_one_process_is_raised_in_all(by_rank):
 
 def test_a_loss_that_is_not_finite_in_one_process_is_an_error_in_all(by_rank):
     for *_, said in by_rank.values():
-        assert re.match("the (loss|weights) (at|after) step .* not finite: the last good checkpoint stays in ", said)
+        assert re.match("the (loss|weights) (at|after) step .* not finite: the last good checkpoint is kept in ", said)
 
 
 # Whole trainings

@@ -102,7 +102,7 @@ def test_a_folder_stands_for_all_images_in_it_in_sorted_order(trained, pictures,
 
 
 def test_a_folder_without_images_is_refused(trained, tmp_path):
-    with pytest.raises(InputError, match="holds no images: name image files, or a folder that has some"):
+    with pytest.raises(InputError, match="holds no images: give image files, or a folder with images"):
         predict(trained, [tmp_path])
 
 

@@ -209,7 +209,7 @@ def test_an_impossible_state_of_adam_is_refused_or_has_no_effect(tmp_path, spoil
 def test_a_run_that_another_run_has_replaced_is_not_trained_in_its_folder(tmp_path):
     run = start_run(tmp_path / "run", TINY, few_digits())
     start_run(tmp_path / "run", replace(TINY, seed=1), few_digits(), overwrite=True)
-    with pytest.raises(InputError, match="has become another run since"):
+    with pytest.raises(InputError, match="now holds another run"):
         training.train(run, few_digits())
     assert not checkpoint_paths(run)
 

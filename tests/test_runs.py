@@ -67,7 +67,7 @@ def test_an_existing_run_is_overwritten_only_with_overwrite(copied):
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_folder_that_is_no_run_is_never_removed(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="exists and is not a run folder: name another one with --run"):
+    with pytest.raises(InputError, match="exists and is not a run folder: choose another one with --run"):
         start(tmp_path, overwrite=overwrite)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 

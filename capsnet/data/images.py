@@ -58,7 +58,7 @@ def image_paths(sources: Iterable[str | Path]) -> list[Path]:
         with reading(source, "a folder of images"):
             found = sorted(_walk(source))
         if not found:
-            raise InputError(f"{source} holds no images: name image files, or a folder that has some")
+            raise InputError(f"{source} holds no images: give image files, or a folder with images")
         paths += found
     return paths
 

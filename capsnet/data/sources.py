@@ -136,7 +136,7 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
         try:
             return cache_folder()
         except RuntimeError as error:
-            raise InputError("there is no home folder to keep data in: name another one with --data-dir") from error
+            raise InputError("there is no home folder to keep data in: choose a folder with --data-dir") from error
     folder = usable_path(chosen)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: name a folder for the data")
@@ -157,11 +157,11 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             check_unpacked(path, expected, "gunzip it")
             content = file.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): fetch it again") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}): download it again") from error
     if len(content) < expected:
-        raise InputError(f"{path} is truncated: {len(content)} bytes where {shape} takes {expected}: fetch it again")
+        raise InputError(f"{path} is truncated: {len(content)} bytes where {shape} takes {expected}: download it again")
     if len(content) > expected:
-        raise InputError(f"{path} is too long: more than the {expected} bytes that {shape} takes: fetch it again")
+        raise InputError(f"{path} is too long: more than the {expected} bytes that {shape} takes: download it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())
 
 
@@ -170,7 +170,7 @@ def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
         found = header[:4].hex() or "nothing"
         raise InputError(f"{path} is not an IDX file of {dimensions}-D bytes: it begins with {found}")
     if len(header) < 4 + 4 * dimensions:
-        raise InputError(f"{path} is truncated within its header: fetch it again")
+        raise InputError(f"{path} is truncated within its header: download it again")
     shape = struct.unpack(f">{dimensions}I", header[4:])
     if 0 in shape:
         raise InputError(f"{path} is empty: its dimensions are {shape}")
@@ -229,7 +229,7 @@ def _download(folder: Path, name: str, file: str, missing: list[str]) -> Path:
             failures.append(f"{mirror}: {_failure(error)}")
     raise InputError(
         f"{name}: {', '.join(missing)} not in {folder / name} or {folder}, and the download failed "
-        f"({'; '.join(failures)}): put the files there, or say with --data-dir where they are"
+        f"({'; '.join(failures)}): put the files there, or give their folder with --data-dir"
     )
 
 

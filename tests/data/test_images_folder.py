@@ -110,7 +110,7 @@ def test_a_folder_stands_for_the_images_in_it_and_below_sorted_by_path(tmp_path)
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("no image")
-    with pytest.raises(InputError, match=f"^{tmp_path} holds no images: name image files, or a folder that has some$"):
+    with pytest.raises(InputError, match=f"^{tmp_path} holds no images: give image files, or a folder with images$"):
         image_paths([tmp_path])
 
 

@@ -70,7 +70,7 @@ def test_a_file_of_no_images_is_refused(tmp_path, write_idx):
 def test_a_truncated_gzip_is_refused(tmp_path, write_idx):
     path = write_idx(tmp_path / "images.gz", IMAGES)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"images.gz cannot be read \(.+\): fetch it again"):
+    with pytest.raises(InputError, match=r"images.gz cannot be read \(.+\): download it again"):
         read_idx(path, 3)
 
 

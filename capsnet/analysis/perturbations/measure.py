@@ -129,7 +129,7 @@ def _known_dimensions(network: CapsNet, dimensions: Sequence[int] | None) -> lis
     size = network.digit_caps.weight.shape[-1]
     chosen = list(dict.fromkeys(range(size) if dimensions is None else dimensions))
     if not chosen:
-        raise InputError(f"there is no dimension to perturb: name some of 0 to {size - 1}")
+        raise InputError(f"there is no dimension to perturb: choose from 0 to {size - 1}")
     for dimension in chosen:
         if not 0 <= dimension < size:
             raise InputError(f"there is no dimension {dimension}: this network's capsules have 0 to {size - 1}")
@@ -146,7 +146,7 @@ def _choose_image(network: CapsNet, images: ImageSet, label: int, image: int | N
         raise InputError(f"there is no image {image}: the set has images 0 to {len(images) - 1}")
     places = (images.labels == label).nonzero().flatten().tolist() if image is None else [image]
     if not places:
-        raise InputError(f"no image of the set is of class {label}: name the place of another image")
+        raise InputError(f"no image of the set is of class {label}: give the index of another image")
     encoded = (_encode(network, images, place) for place in places)
     first = next(encoded)
     lengths = ((each, torch.linalg.vector_norm(each[2], dim=-1)) for each in chain([first], encoded))  # over axis e

@@ -104,7 +104,7 @@ def test_colour_images_that_are_not_square_are_plotted_in_colour(tmp_path):
         ({"label": -1}, "there is no class -1"),
         ({"dimensions": [2, 16]}, "there is no dimension 16: this network's capsules have 0 to 15"),
         ({"dimensions": [-1]}, "there is no dimension -1"),
-        ({"dimensions": []}, "there is no dimension to perturb: name some of 0 to 15"),
+        ({"dimensions": []}, "there is no dimension to perturb: choose from 0 to 15"),
         ({"image": 12}, "there is no image 12: the set has images 0 to 11"),
         ({"image": -1}, "there is no image -1"),
         ({"extent": 0.25, "step": 0.1}, "steps of 0.1 do not lead from 0 to 0.25: choose for example steps of 0.125"),
@@ -127,7 +127,7 @@ def test_what_there_is_not_is_refused_in_one_line(network, images, tmp_path, mak
 
 def test_a_class_without_images_is_refused(network, images, tmp_path):
     others = images.select((images.labels != 1).nonzero().flatten())
-    with pytest.raises(InputError, match="no image of the set is of class 1: name the place of another image"):
+    with pytest.raises(InputError, match="no image of the set is of class 1: give the index of another image"):
         plot(network, others, CLASSES, tmp_path / "a.png", label=1)
     assert plot(network, others, CLASSES, tmp_path / "a.png", label=1, image=0, dimensions=[0]).exists()
 
