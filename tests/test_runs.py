@@ -57,7 +57,7 @@ def test_a_run_is_opened_as_it_was_started(finished):
 
 def test_an_existing_run_is_overwritten_only_with_overwrite(copied):
     before = contents(copied.folder)
-    with pytest.raises(InputError, match="exists: continue it with --resume, replace it with --overwrite, or name ano"):
+    with pytest.raises(InputError, match="exists: continue it with --resume, replace it with --overwrite, or choose a"):
         start(copied.folder)
     assert contents(copied.folder) == before
     start(copied.folder, overwrite=True)
