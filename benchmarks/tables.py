@@ -38,9 +38,9 @@ CHANGES = {
 
 HEAD = """# Results
 
-Test error, measured once on test images that were used neither for training nor for choosing the recipe. Made by
-`python benchmarks/tables.py` from `results/*.json`, which have for each run: recipe, validation log, confusion matrix,
-hardware, versions and commit. Intervals in brackets are 95 % Wilson score intervals.
+The test error is measured once, on test images that were used neither for training nor for choosing the recipe.
+`python benchmarks/tables.py` makes this page from `results/*.json`, which have for each run: recipe, validation log,
+confusion matrix, hardware, versions and commit. Intervals in brackets are 95 % Wilson score intervals.
 
 ## Training
 """
