@@ -1,4 +1,4 @@
-"""Data sets by name or from your own files, in memory as bytes, and the batches cut from them."""
+"""Data sets by name or from your own files, in memory as bytes, and their batches."""
 
 from dataclasses import replace
 from pathlib import Path

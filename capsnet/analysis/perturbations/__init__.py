@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 CELL, WIDEST, TALLEST = 0.5, 13.0, 40.0  # inches: a cell if there is room, and the whole grid
-LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches beside the grid and above it
+LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches at the left and the right of the grid, and above it
 NUMBER = 0.45  # inches that the number above a column takes
 CAPTION = (
     "A number is added to one dimension of one capsule; in the framed column nothing is added. Change: absolute "
