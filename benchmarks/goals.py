@@ -55,7 +55,7 @@ def route_speedup(results: Results) -> float | None:
 
 
 def slowest_shapes(results: Results) -> float | None:
-    """Median of `route`'s time over naive PyTorch's at the slowest shapes of the list, when timed again."""
+    """Median of `route`'s time divided by naive PyTorch's at the slowest shapes of the list, when timed again."""
     again = results.get("listed", {}).get("again", ())
     return median(row["relative_time"] for row in again) if again else None
 
