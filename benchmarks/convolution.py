@@ -164,7 +164,7 @@ def _time_table(results: Results) -> Table:
     head = ("shape", "dtype", *(f"{name}, {size}" for size in sizes for name in ("direct", "Fourier", "chosen")))
     title = (
         "Time of the direct and the Fourier convolution, forward and backward, in ms, and the one that is chosen, by "
-        "the number of images; shapes are channels → kernels, image / kernel / stride"
+        "the number of images; a shape is channels → kernels, image / kernel / stride"
     )
     return Table(title, head, [(*key, *of) for key, of in cells.items()])
 

@@ -44,7 +44,7 @@ PROGRAM = "import sys; sys.path.insert(0, {!r}); from epoch_to_accuracy import l
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training in a new process left."""
+    """The results of a training in a new process."""
 
     validation: list[dict[str, Any]]  # the records of its log, each with the second `since` the start
     test: dict[str, Any]

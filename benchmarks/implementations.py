@@ -16,7 +16,7 @@ from measuring import WrongResult
 from naive import naive_route
 
 BACKENDS = [backend for backend in get_args(BackendName) if backend != "reference"]
-ROUNDINGS = 64  # an error of so many is accepted where naive PyTorch's is next to nothing
+ROUNDINGS = 64  # an error of up to this many is accepted where naive PyTorch's is nearly zero
 
 
 class Shape(NamedTuple):
@@ -87,7 +87,7 @@ def step(implementation: Implementation, arguments: tuple[Tensor, Tensor, Tensor
 def check(name: str, implementation: Implementation, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
     """Compare an implementation with naive PyTorch in float64, and its error in a dtype with twice naive PyTorch's.
 
-    A part of a large shape stands for the whole. Raises WrongResult.
+    Of a large shape, only a part is checked. Raises WrongResult.
     """
     part = shape._replace(b=min(shape.b, 8), i=min(shape.i, 500), j=min(shape.j, 50))
     given = inputs(part, dtype, device)

@@ -75,7 +75,7 @@ def help_seconds(times: int) -> float:
 def first_step_seconds(times: int) -> dict[str, float] | None:
     """Return the median time from the start of `capsnet train mnist` to the end of its first step, by its caches.
 
-    With "empty" caches everything is compiled; with "filled" ones an earlier start has left it. None where MNIST's
+    With "empty" caches everything is compiled; with "filled" ones an earlier start has left it. None if MNIST's
     files are not there: they are not downloaded for this.
     """
     if (folder := _mnist_folder()) is None:

@@ -99,7 +99,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype, side: int = SIDE) -
 def peak_memory(function: Callable[..., int], *arguments: Any) -> int | None:
     """Return the bytes that a function reports from a new process, whose peak is not that of earlier work.
 
-    The function has to be picklable. None where the system does not report memory: on a CPU only Linux does.
+    The function has to be picklable. None if the system does not report memory: on a CPU only Linux does.
     """
     if default_device().type == "cpu" and sys.platform != "linux":
         return None

@@ -108,8 +108,10 @@ def power(part: dict[str, Any]) -> str:
         "change of the folder, and the training is resumed from each, as after a kill. After the end of the command, "
         "every file must be there."
     )
-    counted = f"{part['moments']:,} times, {part['distinct_states']:,} distinct states"
-    made += "\n" + paragraph(f"{counted}, {part['resumed_from']:,} resumed from: {counts(part['progress'])}.")
+    counted = f"{part['moments']:,} times were recorded, with {part['distinct_states']:,} distinct states"
+    made += "\n" + paragraph(
+        f"{counted}. Training was resumed from {part['resumed_from']:,}: {counts(part['progress'])}."
+    )
     return made + "\n" + found(part["findings"])
 
 

@@ -223,7 +223,7 @@ def growth(axis: str, shapes: tuple[Shape, ...], rounds: int, device: torch.devi
 
 
 def relative_times(shapes: Sequence[Shape], rounds: int, device: torch.device) -> Results:
-    """Return `route`'s time over naive PyTorch's at many small shapes, in float32: the median over the rounds.
+    """Return `route`'s time divided by naive PyTorch's at many small shapes, float32: the median over the rounds.
 
     The slowest of many shapes are partly those with the most noise. So the slowest are timed a second time, and only
     the second times count for them.
@@ -283,7 +283,7 @@ def _growth_table(results: Results) -> Table:
         for size, ms, ratio in zip(grown["sizes"], grown["ms"], grown["ratio"], strict=True):
             shape = _sizes(grown["shape"] | {axis: size})
             rows.append((axis, shape, f"{ms:.1f}", NOT_RUN if ratio is None else f"{ratio:.2f}"))
-    title = "Time of routing as one size grows, and its ratio to proportional growth from the first call over 10 ms on"
+    title = "Time of routing as one size grows, and its ratio to proportional growth, from the first call over 10 ms"
     return Table(title, ("size that grows", "b · i · j · d · e", "ms", "ratio"), rows)
 
 
@@ -296,7 +296,7 @@ def _list_table(results: Results) -> Table:
     cells = (f"{listed['n']:,}", *(f"{of:.2f}" for of in (min(ratios), median(ratios), median(again), max(again))))
     slowest = " · ".join(f"{size:,}" for size in max(listed["again"], key=lambda one: one["relative_time"])["shape"])
     title = (
-        "Time of `route` over naive PyTorch's at small and odd shapes, float32, each the median of "
+        "Time of `route` divided by naive PyTorch's at small and odd shapes, float32, each the median of "
         f"{listed['rounds']} rounds; the {len(again)} slowest shapes were timed a second time, and only the second "
         "times count for them"
     )
@@ -350,7 +350,7 @@ def _plot_growth(axes: Axes, grows: dict[str, Any]) -> None:
         scale.set_ticks(ticks[:: 1 + len(ticks) // 8])
         scale.set_ticks([], minor=True)
         scale.set_major_formatter("{x:,g}")
-    axes.set_xlabel("number; dotted: in proportion to the last", fontsize=LABEL)
+    axes.set_xlabel("number; dotted: proportional to the number, through the last point", fontsize=LABEL)
     axes.set_ylabel("ms", fontsize=LABEL)
     axes.legend(fontsize=SMALL, frameon=False)
     plain_axes(axes, "both")

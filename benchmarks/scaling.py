@@ -58,7 +58,7 @@ def times(call: Callable[[], Any]) -> list[float]:
 
 
 def measure_in(processes: int) -> Results:
-    """Start so many processes and return what the first one measures."""
+    """Start this number of processes and return what the first one measures."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

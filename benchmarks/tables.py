@@ -1,7 +1,7 @@
 """Makes RESULTS.md, the plots of speed in docs/, and the tables in README.md and docs/SCALING.md, from results/.
 
 python benchmarks/tables.py            writes them
-python benchmarks/tables.py --check    exits with 1 if one of the texts is not what results/ says
+python benchmarks/tables.py --check    exits with status 1 if one of the texts is out of date
 """
 
 import json
@@ -38,9 +38,9 @@ CHANGES = {
 
 HEAD = """# Results
 
-Test error, measured once on test images that were used neither for training nor for choosing the recipe. Made by
-`python benchmarks/tables.py` from `results/*.json`, which have for each run: recipe, validation log, confusion matrix,
-hardware, versions and commit. Intervals in brackets are 95 % Wilson score intervals.
+The test error is measured once, on test images that were used neither for training nor for choosing the recipe.
+`python benchmarks/tables.py` makes this page from `results/*.json`, which have for each run: recipe, validation log,
+confusion matrix, hardware, versions and commit. Intervals in brackets are 95 % Wilson score intervals.
 
 ## Training
 """
@@ -145,7 +145,7 @@ def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float =
         tried = list(zip(curves[0]["epsilons"], *(curve["intervals"] for curve in curves), strict=True))[1:]
         apart = [f"{at:g}" for at, one, other in tried if one[1] < other[0] or other[1] < one[0]]
         every = ", ".join(f"{at:g}" for at, *_ in tried)
-        compared += f" Of the ε tried ({every}), the intervals are apart at {', '.join(apart) or 'none'}."
+        compared += f" Of the ε tried ({every}), the intervals do not overlap at {', '.join(apart) or 'none'}."
     return (
         f"Under the worst of all attacks, image by image, within ε = {epsilon:g} ({norm}, n = {n:,}): "
         f"{'; '.join(each)}. {compared or 'No other network was measured for comparison.' * (len(right) == 1)}"
@@ -153,12 +153,12 @@ def attacks_in_short(measured: dict[str, Any], norm: str = "Linf", near: float =
 
 
 def difference(right: dict[str, tuple[int, int]]) -> str:
-    """Return which of two networks, each with (right, n), is better, if their intervals are apart; empty for others."""
+    """Return which of two networks, each with (right, n), is better, if their intervals do not overlap; else empty."""
     if len(right) != 2:
         return ""
     (worse, low), (better, high) = sorted(right.items(), key=lambda item: item[1][0] / item[1][1])
     if wilson(*low)[1] < wilson(*high)[0]:
-        return f"The intervals are apart: {better} is better than {worse}."
+        return f"The intervals do not overlap: {better} is better than {worse}."
     return "The intervals overlap: the difference may be chance."
 
 
@@ -186,7 +186,7 @@ def detection_in_short(measured: dict[str, Any]) -> str:
     }
     return (
         f"Flagged by the reconstruction error: of the images with which PGD of {steps} steps fools {measured['run']}, "
-        f"{each['PGD']}; of those of the adaptive attack, which knows the threshold ({steps} steps too), "
+        f"{each['PGD']}; of those of the adaptive attack, which knows the threshold (also {steps} steps), "
         f"{each['adaptive']}; of clean test images, {percent(clean['flagged'], clean['n'])} % (n = {clean['n']:,})."
     )
 
@@ -218,7 +218,7 @@ def speed_in_short(measured: dict[str, dict[str, Results]]) -> str:
     assert row is not None
     text = (
         f"On {where['cores']} cores of an {where['device']} ({KINDS[kind]}, torch {where['torch']}) training in "
-        f"{row['dtype']} takes {row['images_per_second']:,.0f} images/s at batch size {results['batch_size']}, "
+        f"{row['dtype']} reaches {row['images_per_second']:,.0f} images/s at batch size {results['batch_size']}, "
         f"{row['speedup']:.1f} times naive PyTorch's in float32{epoch_in_short(measured, kind)}"
         f"{start_in_short(results)}. {goals_in_short(measured, kind)}"
     )
@@ -282,7 +282,7 @@ def attack_rows(measured: dict[str, Any]) -> str:
     lines = [
         "Worst case over all attacks, image by image: an image counts as right only if every attack on it has failed. "
         f"PGD on two losses (margin, cross-entropy) with {steps} steps, each of 2.5 ε / steps; {settings['starts']} "
-        f"random starts, {settings['start_steps']} steps each but the first; transfer attacks (PGD on the other "
+        f"random starts, all but the first with {settings['start_steps']} steps; transfer attacks (PGD on the other "
         f"networks); for Linf the Square attack ({settings['queries']:,} queries, no gradient); for L2 DeepFool. "
         "An image that is fooled within a smaller ε counts as fooled within a larger one.",
         "",
@@ -306,7 +306,7 @@ def attack_rows(measured: dict[str, Any]) -> str:
 def convergence_rows(measured: dict[str, Any]) -> list[str]:
     """Return accuracy by the steps of PGD, at every ε."""
     steps = [str(steps) for steps in sorted(measured["settings"]["steps"])]
-    lines = ["Accuracy in % after PGD of up to so many steps, each from one random start", ""]
+    lines = ["Accuracy in % after PGD with at most this number of steps, from one random start", ""]
     lines += [f"| network | norm | ε | {' | '.join(steps)} | converged |", "|---" * (len(steps) + 4) + "|"]
     for curve in measured["curves"]:
         for ball in curve["balls"]:
@@ -323,9 +323,9 @@ def detection_rows(measured: dict[str, Any]) -> str:
     steps = measured["steps"]
     words = (
         f"Threshold {measured['threshold']:.2f}, set on {measured['validation_n']:,} validation images. PGD, on the "
-        f"cross-entropy and going on after it has fooled the network, and the adaptive attack take {steps} steps from "
-        "one random start. The adaptive attack stops just below the threshold, so its flagged share measures the "
-        "detection, and not its AUC.\n\n"
+        f"cross-entropy, and the adaptive attack take {steps} steps from one random start; PGD continues after it has "
+        "fooled the network. The adaptive attack stops just below the threshold, so its flagged share measures the "
+        "detection; its AUC does not.\n\n"
     )
     rows = ["| images | tried | fooled | flagged, % | undetected, % of tried | AUC |", "|---|---|---|---|---|---|"]
     for group in (measured["clean"], *measured["suspects"]):

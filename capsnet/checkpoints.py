@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
-from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
+from typing_extensions import TypedDict  # pydantic takes typing.TypedDict only from Python 3.12 on
 
 from capsnet.checks import first_fault
 from capsnet.errors import InputError
@@ -17,7 +17,7 @@ from capsnet.files import atomic_write, remove
 from capsnet.runs import Run
 
 KEPT = 2
-DIGITS = 64  # of the SHA-256 that the content follows
+DIGITS = 64  # of the SHA-256 before the content
 
 log = logging.getLogger(__name__)
 _STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
@@ -62,7 +62,7 @@ def checkpoint_paths(run: Run) -> list[Path]:
 def save_checkpoint(run: Run, state: Checkpoint) -> Path:
     """Write a checkpoint atomically, and remove all but the last two.
 
-    Raises InputError where it cannot be written; the other checkpoints are then unchanged.
+    Raises InputError if it cannot be written; the other checkpoints are then unchanged.
     """
     folder = run.folder / "checkpoints"
     path = folder / f"{state['step']:010d}.ckpt"
@@ -83,7 +83,7 @@ def save_checkpoint(run: Run, state: Checkpoint) -> Path:
 def load_checkpoint(run: Run) -> Checkpoint | None:
     """Return the last intact state of training, or None for a run without checkpoints.
 
-    Damaged checkpoints are named in a warning. Raises InputError where all are damaged.
+    Damaged checkpoints are named in a warning. Raises InputError if all are damaged.
     """
     paths = checkpoint_paths(run)
     for path in paths:
@@ -92,12 +92,12 @@ def load_checkpoint(run: Run) -> Checkpoint | None:
         except InputError as error:
             log.warning("%s", error)
     if paths:
-        raise InputError(f"{run.folder} has no intact checkpoint to resume from: start it anew with --overwrite")
+        raise InputError(f"{run.folder} has no intact checkpoint to resume from: start it again with --overwrite")
     return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; InputError where it is damaged."""
+    """Read a checkpoint; InputError if it is damaged."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[DIGITS:]).hexdigest().encode() != content[:DIGITS]:

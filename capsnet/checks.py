@@ -73,7 +73,7 @@ def check_parameters(**counts: int) -> None:
 def read_json(path: Path, schema: type[T]) -> T:
     """Read a JSON file as an instance of a dataclass or a TypedDict.
 
-    Raises InputError, naming the file and its first invalid field, where it cannot be read or does not fit.
+    Raises InputError, naming the file and its first invalid field, if it cannot be read or does not fit.
     """
     try:
         with path.open("rb") as file:

@@ -127,7 +127,7 @@ def _cause(network: CapsNet | ConvBaseline, images: Tensor) -> str:
         return f"image {int(finite.int().argmin())} of {len(images)} has pixels that are NaN or infinite: leave it out"
     for name, weight in network.state_dict().items():
         if not weight.isfinite().all():
-            return f"the network's {name} has numbers that are NaN or infinite: train it again, at a lower lr"
+            return f"the network's {name} has numbers that are NaN or infinite: train it again with a lower --lr"
     return "the network's scores are NaN or infinite, though its weights are not: evaluate it in float32"
 
 

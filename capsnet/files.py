@@ -18,7 +18,7 @@ from capsnet.errors import InputError
 
 MAX_UNPACKED = 256 << 20  # bytes that any file may unpack to, however small it is
 MAX_RATIO = 20  # times its own size that a larger file may unpack to; MNIST's files unpack to 5 times theirs
-MAX_SHOWN = 200  # characters of a file name or of a library's message in one of ours
+MAX_SHOWN = 200  # characters of a file name or of a library's message that our messages show
 
 _counter = itertools.count()  # two threads may write the same file
 
@@ -26,7 +26,7 @@ _counter = itertools.count()  # two threads may write the same file
 def cache_folder() -> Path:
     """Folder for files that can be downloaded or made again: $XDG_CACHE_HOME/capsnet, else ~/.cache/capsnet.
 
-    Raises RuntimeError where the user has no home folder.
+    Raises RuntimeError if the user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capsnet"
 
@@ -35,7 +35,7 @@ def usable_path(path: str | Path) -> Path:
     """Expand a leading ~. The path need not exist.
 
     Raises InputError for a name that no file or folder can have (the empty string, NUL, 256 bytes, an unknown user),
-    for a loop of links, and where a folder on the way may not be read.
+    for a loop of links, and if a folder on the way may not be read.
     """
     try:
         if not str(path):
@@ -57,7 +57,7 @@ def check_regular(path: Path) -> None:
 
 
 def check_unpacked(path: Path, size: int, hint: str) -> None:
-    """Raise InputError where a file's headers announce `size` bytes, and a file of its size may not unpack to as many.
+    """Raise InputError if a file's headers announce `size` bytes, and a file of its size may not unpack to as many.
 
     The message ends in `hint`, which tells the user what to do.
     """
@@ -72,7 +72,7 @@ def check_unpacked(path: Path, size: int, hint: str) -> None:
 def reading(path: object, kind: str, hint: str = "") -> Iterator[None]:
     """Convert any exception of a library that reads a damaged file to an InputError that names the file.
 
-    Libraries raise nearly any class there: KeyError, struct.error, NotImplementedError, and MemoryError where a header
+    Libraries raise nearly any class there: KeyError, struct.error, NotImplementedError, and MemoryError if a header
     asks for too much. Warnings are dropped: the library could read what it only warns about.
     """
     try:
@@ -104,7 +104,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     It may be a file or a folder; a folder may replace an empty folder only. A reader sees the old content or the new
     one, also after a power loss. Missing parent folders are created.
 
-    Raises InputError where writing fails, for lack of space or permission; `path` is then unchanged.
+    Raises InputError if writing fails, for lack of space or permission; `path` is then unchanged.
     """
     part = _part_of(path)
     try:
@@ -125,7 +125,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_files(folder: Path, last: str) -> Iterator[Path]:
     """Yield a temporary folder; at the end, flush each of its files to disk and move it to `folder`.
 
-    The file called `last` is moved last: it makes the others valid. Raises InputError where writing fails; that file is
+    The file called `last` is moved last: it makes the others valid. Raises InputError if writing fails; that file is
     then unchanged.
     """
     part = _part_of(folder)
@@ -158,7 +158,7 @@ def write_json(path: Path, content: object) -> Path:
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents so that they survive a power loss; an existing one is kept.
 
-    Raises OSError where that fails, and ValueError for a name that no folder can have.
+    Raises OSError if that fails, and ValueError for a name that no folder can have.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def is_leftover(name: str) -> bool:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files in a folder that killed processes left.
 
-    Raises InputError where that fails.
+    Raises InputError if that fails.
     """
     for path in [*folder.iterdir()] if folder.is_dir() else []:
         if is_leftover(path.name):
@@ -190,7 +190,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all its content; InputError where that fails."""
+    """Remove a file, or a folder with all its content; InputError if that fails."""
     try:
         _remove(path)
     except OSError as error:
@@ -201,7 +201,7 @@ def remove(path: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder, so that no other process writes to it. The lock of a process that has died is free.
 
-    Raises InputError, naming the owner, where another process holds the lock.
+    Raises InputError, naming the owner, if another process holds the lock.
     """
     path = folder / "run.lock"
     lock = FileLock(path.absolute(), is_singleton=True)  # the process that holds it may lock again
@@ -210,7 +210,7 @@ def locked(folder: Path) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     except Timeout as error:
         owner = path.read_text(errors="replace").strip() or "another process"
-        raise InputError(f"{folder} is being trained by {owner}: wait for its end, or name another --run") from error
+        raise InputError(f"{folder} is being trained by {owner}: wait for its end, or choose another --run") from error
     except OSError as error:
         lock.release()
         raise InputError(f"cannot write {path}: {error.strerror}") from error
@@ -222,7 +222,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _part_of(path: Path) -> Path:
     if path.name in ("", ".."):
-        raise InputError(f"{path} has no name of its own: write it out")
+        raise InputError(f"{path} does not end in a name: give a path that does")
     return path.with_name(f"{path.name}.{os.getpid()}-{next(_counter)}.part")
 
 

@@ -19,9 +19,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def deferred_interrupt(*, patient: bool = False) -> Iterator[Callable[[], Interrupted | None]]:
-    """Record the first signal, for the caller to ask for after a step; a second signal interrupts at once.
+    """Record the first signal, which the caller reads after a step; a second signal interrupts at once.
 
-    A patient process only records a second one too, since a launcher passes on a signal that the process already got.
+    With `patient`, a second one is only recorded too, since a launcher passes on a signal that the process already got.
     """
     recorded: list[int] = []
 

@@ -61,7 +61,7 @@ def check_batch(batch_size: int, processes: int) -> None:
     """Raise InputError for a batch with fewer images than processes."""
     if batch_size < processes:
         raise InputError(
-            f"--batch-size {batch_size} has no image for some of {processes} processes: at least {processes}"
+            f"--batch-size {batch_size} is too small for {processes} processes: it has to be at least {processes}"
         )
 
 
@@ -107,7 +107,7 @@ def is_restart(folder: Path) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process; at once if it is connected with others, as the connection's threads may abort otherwise."""
+    """End this process; immediately if it is connected with others, because the connection's threads may abort it."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         os._exit(status)

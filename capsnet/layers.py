@@ -157,7 +157,7 @@ class DenseDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A decoder of transposed convolutions; unlike `DenseDecoder`, it has no dense layer with an output a pixel."""
+    """A decoder of transposed convolutions; unlike `DenseDecoder`, it has no dense layer with one output per pixel."""
 
     def __init__(self, capsules: int, dim: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()

@@ -25,11 +25,11 @@ PLAIN_SECONDS = 10.0
 class Log:
     """The log of a run from a step on. Records of later steps, which a killed process left, are removed.
 
-    Raises InputError where it cannot be written. If the terminal is closed, training continues without it.
+    Raises InputError if it cannot be written. If the terminal is closed, training continues without it.
     """
 
     def __init__(self, run: Run, step: int, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # which only the first of several processes needs
+        from torch.utils.tensorboard import SummaryWriter  # needed only in the first of several processes
 
         kept = sorted((record for record in run.records() if record["step"] <= step), key=lambda kept: kept["step"])
         with atomic_write(run.log) as part:
@@ -59,7 +59,7 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.show(self.bar.stop)
-        if self.terminal_closed:  # the line above may have found out
+        if self.terminal_closed:  # the line above may have found it closed
             self.bar.stop()
         self.null.close()
         self.board.close()
@@ -87,7 +87,7 @@ class Log:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint is kept") from error
 
     def train(self, step: int, epoch: int, seconds: float, measured: dict[str, float]) -> None:
         """Log a training step, counted from 1, and advance the progress bar."""
@@ -115,6 +115,6 @@ class Log:
         try:
             self.file.write(json.dumps(about | measured) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint stays") from error
+            raise InputError(f"cannot write {self.file.name}: {error.strerror}; the last checkpoint is kept") from error
         for name, value in measured.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)

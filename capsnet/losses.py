@@ -13,7 +13,7 @@ def margin_loss(
     """Penalise capsules of present classes that are shorter than `present`, and others that are longer than `absent`.
 
     L_k = T_k max(0, m⁺ - |v_k|)² + λ (1 - T_k) max(0, |v_k| - m⁻)² (Eq. 4), summed over the classes k and averaged
-    over the images. T_k is 1 where class k is present: one class an image with labels [b], any number with multi-hot
+    over the images. T_k is 1 where class k is present: one class per image with labels [b], any number with multi-hot
     labels [b, j].
 
     Raises InputError for labels that are neither whole numbers [b] from 0 to j - 1 nor floats or bools [b, j] of 0 and
@@ -32,7 +32,7 @@ def margin_loss(
 def reconstruction_loss(reconstruction: Tensor, image: Tensor) -> Tensor:
     """Squared difference of reconstruction and image, summed over pixels and channels and averaged over images (4.1).
 
-    Raises InputError where the two shapes differ.
+    Raises InputError if the two shapes differ.
 
     reconstruction [b, c, h, w], image [b, c, h, w], both in [0, 1] → a scalar
     """
@@ -56,7 +56,7 @@ def check_labels(labels: Tensor, count: int, classes: int, what: str = "labels")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"{what} are {labels.dtype}: give whole numbers, as {what}.long() does")
     if labels.shape != (count,):
-        raise InputError(f"{what} are one number an image, [{count}], not {list(labels.shape)}")
+        raise InputError(f"{what} are one number per image, [{count}], not {list(labels.shape)}")
     if _is_readable(labels):
         for extreme in (int(labels.min()), int(labels.max())):
             if not 0 <= extreme < classes:

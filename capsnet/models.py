@@ -41,7 +41,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
     cover what the paper leaves open and what its authors' code does differently: `prior` learns the initial logits,
     `bias` is added in every iteration, `none_of_the_above` adds a logit of 0 for no class, `negative_slope` makes the
     ReLU after conv1 leaky, `shared` uses one set of matrices at every place of the grid, `primary_scale` multiplies the
-    primary capsules before the squash, and `initialisation="official"` is the authors', truncated normals.
+    primary capsules before the squash, and `initialisation="official"` uses the authors' truncated normals.
 
     Raises InputError for an argument of the wrong type or out of bounds, an image too small for the kernels, and more
     than 2**31 parameters.
@@ -118,7 +118,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
     def decode(self, capsules: Tensor, classes: Tensor) -> Tensor:
         """Reconstruct each image from the capsule of one class, with all other capsules set to zero.
 
-        Raises InputError without a decoder, and for classes that are not whole numbers from 0 to j - 1, one an image.
+        Raises InputError without a decoder, and for classes that are not whole numbers from 0 to j - 1, one per image.
 
         capsules [b, j, e], classes [b] → reconstruction [b, c, h, w] in [0, 1]
         """
@@ -153,7 +153,7 @@ class CapsNet(HubNetwork, tags=["capsule-network"]):
 def check_images(images: Tensor, image_shape: tuple[int, ...], weight: Tensor) -> None:
     """Raise InputError for images [b, c, h, w] that a network with this first weight does not take.
 
-    Shape, device and dtype must be the network's. Under autocast, which casts both, bf16, half and float32 may meet.
+    Shape, device and dtype must be the network's. Autocast casts both, so under it bf16, half and float32 may be mixed.
     """
     if images.shape[1:] != image_shape:
         hint = ": give one image as images.unsqueeze(0)" if images.shape == image_shape else ""

@@ -24,7 +24,7 @@ T = TypeVar("T")
 def join(precision: Precision = "32-true") -> Fabric:
     """Return this process's Fabric, with its own device, connected to the other processes that torchrun started.
 
-    Raises InputError where a node has fewer GPUs than processes.
+    Raises InputError if a node has fewer GPUs than processes.
     """
     device, here = default_device().type, local_process_count()
     if process_count() == 1:  # LightningEnvironment: do not detect a cluster, whose variables may be incomplete

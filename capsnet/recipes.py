@@ -40,7 +40,7 @@ class Recipe:
     # the network
     network: Annotated[
         Literal["capsnet", "cnn", "small-cnn"],
-        Doc("A CapsNet, the paper's convolutional baseline, or a smaller baseline of about a CapsNet's cost."),
+        Doc("A CapsNet, the paper's convolutional baseline, or a smaller baseline with about the cost of a CapsNet."),
     ] = "capsnet"
     iterations: Annotated[Iterations, Doc("Routing iterations: the number of weighted sums.")] = 3
     gradient: Annotated[
@@ -53,9 +53,9 @@ class Recipe:
     primary_dim: Annotated[Size, Doc("Dimensions of a primary capsule.")] = 8
     primary_kernel: Annotated[Size, Doc("Kernel size of the primary capsules.")] = 9
     primary_stride: Annotated[Size, Doc("Stride of the primary capsules.")] = 2
-    primary_scale: Annotated[Scale, Doc("Factor on the primary capsules before the squash.")] = 1.0
+    primary_scale: Annotated[Scale, Doc("Factor of the primary capsules before the squash.")] = 1.0
     capsule_dim: Annotated[Size, Doc("Dimensions of a class capsule.")] = 16
-    shared: Annotated[bool, Doc("Share the matrices of a capsule type over all positions.")] = False
+    shared: Annotated[bool, Doc("Share the matrices of a capsule type over all places of the grid.")] = False
     prior: Annotated[bool, Doc("Learn the initial routing logits.")] = False
     bias: Annotated[bool, Doc("Add a learned bias to the weighted sum in every iteration.")] = False
     none_of_the_above: Annotated[bool, Doc("Add a none-of-the-above logit to the softmax of the couplings.")] = False
@@ -64,7 +64,7 @@ class Recipe:
     ] = "torch"
     decoder: Annotated[
         Decoder,
-        Doc("The paper's decoder, one of transposed convolutions, or none and no reconstruction loss."),
+        Doc("The paper's decoder, transposed convolutions, or no decoder and no reconstruction loss."),
     ] = "dense"
 
     # the losses
@@ -95,7 +95,7 @@ class Recipe:
     warmup: Annotated[Fraction, Doc("Fraction of the steps in which one-cycle rises.")] = 0.2
     lr_decay: Annotated[Rate, Doc("Factor of the exponential schedule.")] = 0.96
     lr_decay_steps: Annotated[
-        Count | None, Doc("Steps in which the exponential schedule decays by its factor; `epoch`: those of an epoch.")
+        Count | None, Doc("Steps in which the exponential schedule decays by its factor; `epoch`: those of one epoch.")
     ] = 2000
     lr_min: Annotated[Length, Doc("Lowest learning rate of the exponential schedule.")] = 1e-6
     ema_decay: Annotated[
@@ -103,7 +103,7 @@ class Recipe:
     ] = 0.0
     seed: Annotated[Seed, Doc("Seed of the split, the initial weights, the order of the images and shifts.")] = 0
     precision: Annotated[
-        Literal["auto", "32-true", "bf16-mixed"], Doc("auto: bf16 where the hardware supports it, else float32.")
+        Literal["auto", "32-true", "bf16-mixed"], Doc("auto: bf16 if the hardware supports it, else float32.")
     ] = "auto"
     compile: Annotated[bool | None, Doc("Use torch.compile; by default on a GPU with a C++ compiler.")] = None
 
@@ -178,7 +178,7 @@ SAVE_MINUTES = 5.0  # between checkpoints within an epoch
 
 @dataclass(frozen=True)
 class Paper(Recipe):
-    """The network and the training of the paper. The paper does not say how many epochs; here 50.
+    """The network and the training of the paper. The paper does not say how many epochs; here it is 50.
 
     capsnet train mnist --recipe paper
     Not yet run to the end.
@@ -202,7 +202,7 @@ class Official(Recipe):
 
 @dataclass(frozen=True)
 class Fast(Recipe):
-    """The paper's network in little time: one-cycle, shifts of one pixel, gradients through the last iteration only.
+    """The paper's network, trained quickly: one-cycle, shifts of one pixel, gradients through the last iteration only.
 
     capsnet train mnist --recipe fast
     17.6 minutes on 2 cores of a 2.5 GHz Intel Xeon with AVX-512, float32: 99.43 % on the test images (n = 1 run),
@@ -240,7 +240,7 @@ class Digits(Recipe):
 
 @dataclass(frozen=True)
 class ChainerCode(Recipe):
-    """The settings of soskek/dynamic_routing_between_capsules: matrices shared over positions, no decoder (99.60 %).
+    """The settings of soskek/dynamic_routing_between_capsules: matrices shared over places, no decoder (99.60 %).
 
     capsnet train mnist --recipe chainer        (with --negative-slope 0.05: its leaky ReLU, 99.66 %)
     Not yet run to the end.

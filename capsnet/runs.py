@@ -2,7 +2,7 @@
 
 recipe.json       the recipe, the data set with a checksum of each part, and its classes
 environment.json  hardware, versions, commit and command of each part of the training, from a start to a stop
-log.jsonl         one measurement a line; next to it TensorBoard's event files
+log.jsonl         one measurement per line; next to it TensorBoard's event files
 checkpoints/      the last two checkpoints, to resume from
 best/             the network with the fewest validation errors: config.json and model.safetensors
 detector.json     the reconstruction error above which an image is suspicious to that network
@@ -55,7 +55,7 @@ class RunFile:
 
     def __post_init__(self) -> None:
         if repeated := next((name for name in self.classes if self.classes.count(name) > 1), None):
-            raise InputError(f"classes: {repeated!r} is there more than once")
+            raise InputError(f"classes: {repeated!r} occurs more than once")
 
 
 @with_config(STRICT)
@@ -125,7 +125,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """The log: one JSON object a line, see `capsnet.logs`."""
+        """The log: one JSON object per line, see `capsnet.logs`."""
         return self.folder / "log.jsonl"
 
     @property
@@ -158,7 +158,7 @@ class Run:
     def load_network(self) -> CapsNet | ConvBaseline:
         """Load the best network, on the CPU and in evaluation mode.
 
-        Raises InputError where the run has none yet, or where its weights are those of another network.
+        Raises InputError if the run has none yet, or if its weights are those of another network.
         """
         if not (self.best / "model.safetensors").exists():
             raise InputError(f"{self.folder} has no trained network yet: train it with `{self.resume_command()}`")
@@ -174,15 +174,15 @@ class Run:
     def load_data(self, name: str | None = None, data_dir: str | Path | None = None) -> Data:
         """Load the run's data set, split as in training, or another data set whose classes the network has.
 
-        The classes of another data set are matched by name. Raises InputError where the data cannot be loaded, where
+        The classes of another data set are matched by name. Raises InputError if the data cannot be loaded, if
         the run's data have changed since training, and for a class or an image shape that the network does not have.
         """
         recipe = self.recipe
         if name is None or _located(name) == self.data:
             if self.data not in NAMES and not Path(self.data).exists():
                 raise InputError(
-                    f"{self.data}, which {self.folder} was trained on, is gone: if it has moved, "
-                    f"`capsnet train NEW_PLACE --run {self.folder} --resume` keeps where it is now"
+                    f"{self.data}, which {self.folder} was trained on, does not exist: if it has moved, "
+                    f"`capsnet train NEW_PLACE --run {self.folder} --resume` records its new place"
                 )
             validation, size = recipe.validation, recipe.image_size
             data = load_data(self.data, data_dir=data_dir, validation=validation, seed=recipe.seed, image_size=size)
@@ -190,11 +190,11 @@ class Run:
             return data
         data = load_data(name, data_dir=data_dir, image_size=self.image_shape[1:])
         if data.image_shape != self.image_shape:
-            raise InputError(f"{name} has images {data.image_shape} (c, h, w), {self.folder} knows {self.image_shape}")
+            raise InputError(f"{name} has images {data.image_shape} (c, h, w), {self.folder} takes {self.image_shape}")
         return self._relabelled(data)
 
     def check_data(self, data: Data, parts: tuple[str, ...] = ("train", "validation", "test")) -> None:
-        """Raise InputError where parts of these data are not those that the run was started with."""
+        """Raise InputError if parts of these data are not those that the run was started with."""
         changed = []
         for part in parts:
             kept: PartFingerprint = getattr(self.fingerprint, part)
@@ -214,7 +214,7 @@ class Run:
     def extended(self, data: Data, recipe: Recipe) -> "Run":
         """Return the run to resume, with a recipe that may be longer, and with the present place of its data.
 
-        Nothing is written: `train` writes it once it has the lock. Raises InputError where the data differ or the
+        Nothing is written: `train` writes it once it has the lock. Raises InputError if the data differ or the
         recipe differs in more than its length, and for a longer one-cycle schedule, which is planned over all steps.
         """
         self.check_data(data)
@@ -223,7 +223,8 @@ class Run:
         changed = [f.name for f in fields(same) if getattr(same, f.name) != getattr(self.recipe, f.name)]
         if changed:
             raise InputError(
-                f"{self.folder} was trained otherwise ({', '.join(changed)}): only --epochs and --steps may change"
+                f"{self.folder} was trained with other options ({', '.join(changed)}): "
+                "only --epochs and --steps may change"
             )
         if recipe.schedule == "one-cycle" and recipe != self.recipe:
             raise InputError(
@@ -286,8 +287,8 @@ class Run:
         """Return other data with the network's labels, matched by class name; InputError for an unknown class."""
         if unknown := [name for name in data.classes if name not in self.classes]:
             raise InputError(
-                f"{data.name} has classes that {self.folder} does not know: {', '.join(unknown[:5])}"
-                f"{', ...' if len(unknown) > 5 else ''}; it knows {', '.join(self.classes)}"
+                f"{data.name} has classes that {self.folder} does not have: {', '.join(unknown[:5])}"
+                f"{', ...' if len(unknown) > 5 else ''}; it has {', '.join(self.classes)}"
             )
         label = torch.tensor([self.classes.index(name) for name in data.classes])
         parts = (ImageSet(part.images, label[part.labels]) for part in data.parts.values())
@@ -297,8 +298,8 @@ class Run:
 def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool = False) -> Run:
     """Make a new run folder.
 
-    Raises InputError where the recipe's network cannot be built for these data, where another process trains in the
-    folder, and where the folder cannot be made or exists. With `overwrite`, an existing run is replaced.
+    Raises InputError if the recipe's network cannot be built for these data, if another process trains in the
+    folder, and if the folder cannot be made or exists. With `overwrite`, an existing run is replaced.
     """
     folder = Path(folder)
     recipe.check_effects()
@@ -309,11 +310,11 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
         make_folder(folder)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{folder} cannot be made: {reason}; name another folder with --run") from error
+        raise InputError(f"{folder} cannot be made: {reason}; choose another folder with --run") from error
     run = Run(folder, recipe, _located(data.name), data.classes, data.image_shape, data.fingerprint())
     with locked(folder):
         _check_free(folder, overwrite)  # again, as another process may have been faster
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.json"):  # which makes it a run, last
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "recipe.json"):  # it makes a run: last
             if path.name != "run.lock":
                 remove(path)
         write_json(folder / "recipe.json", run.description())
@@ -323,12 +324,12 @@ def start_run(folder: str | Path, recipe: Recipe, data: Data, *, overwrite: bool
 def load_run(folder: str | Path) -> Run:
     """Open a run folder.
 
-    Raises InputError where recipe.json is missing or cannot be used.
+    Raises InputError if recipe.json is missing or cannot be used.
     """
     folder = Path(folder)
     path = folder / "recipe.json"
     if not path.exists():
-        raise InputError(f"{folder} is no run folder: it has no recipe.json (`capsnet train` makes one)")
+        raise InputError(f"{folder} is not a run folder: it has no recipe.json (`capsnet train` makes one)")
     kept = read_json(path, RunFile)
     try:
         recipe = recorded_recipe(kept.recipe, kept.fields)
@@ -354,9 +355,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         held = [path.name for path in folder.iterdir()] if folder.is_dir() else [""] * folder.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if all(name == "run.lock" or is_leftover(name) for name in held):  # of a process that was killed at once
+    if all(name == "run.lock" or is_leftover(name) for name in held):  # left by a process that was killed at its start
         return
     if "recipe.json" not in held:
-        raise InputError(f"{folder} exists and is no run folder: name another one with --run")
+        raise InputError(f"{folder} exists and is not a run folder: choose another one with --run")
     if not overwrite:
-        raise InputError(f"{folder} exists: continue it with --resume, replace it with --overwrite, or name another")
+        raise InputError(f"{folder} exists: continue it with --resume, replace it with --overwrite, or choose another")

@@ -137,7 +137,7 @@ class Step:
                 held = tensor.layout == torch.strided and tensor.device.type != "meta"
                 if not held or tensor.shape != shape or tensor.dtype != torch.float32 or 0 in tensor.stride():
                     raise ValueError(
-                        f"the optimizer's {name} of weight {place} is no tensor of {list(shape)} in float32"
+                        f"the optimizer's {name} of weight {place} is not a tensor of {list(shape)} in float32"
                     )
 
     def _stateful(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -153,7 +153,7 @@ class Recording:
     """A function of tensors on a GPU that is recorded as a CUDA graph after WARM calls and then replayed.
 
     The function must not read a value from the device, and its inputs must have the same shapes in every call.
-    Raises RecordingError where recording fails, for lack of memory or for an operation that graphs do not support.
+    Raises RecordingError if recording fails, for lack of memory or for an operation that graphs do not support.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:

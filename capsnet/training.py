@@ -60,7 +60,7 @@ def train(
     learns from its share of every batch; only the first reads and writes the folder. An InputError is raised in all.
 
     Raises InputError for data other than the run's; for a folder in which another process trains, or which it has
-    replaced; for a loss that is not finite (the last good checkpoint stays); for checkpoints that are damaged or of
+    replaced; for a loss that is not finite (the last good checkpoint is kept); for checkpoints that are damaged or of
     another network; for more processes than GPUs or than images in a batch; and for a folder that cannot be written.
     """
     if not save_minutes > 0:
@@ -251,7 +251,7 @@ class _Training:
             what = f"the weights after step {self.step} are not finite"
         else:
             return
-        raise InputError(f"{what}: the last good checkpoint stays in {self.run.folder}; try a lower --lr")
+        raise InputError(f"{what}: the last good checkpoint is kept in {self.run.folder}; try a lower --lr")
 
     def validate(self, epoch: int) -> None:
         """Evaluate the network on the validation images, and save it if no earlier one had fewer errors."""

@@ -121,7 +121,7 @@ def import_weights(source: Path, folder: Path, *, iterations: int = 3) -> Path:
     Raises InputError for a file of another content, weights that do not match, and a folder that is not empty.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: name another folder")
+        raise InputError(f"{folder} exists and is not empty: choose another folder")
     if source.suffix not in (".pt", ".pth", ".npz"):
         raise InputError(f"{source} is not a .pt, .pth or .npz file: docs/coming-from.md says how to make one")
     if source.suffix == ".npz":
@@ -196,7 +196,7 @@ def _network(tensors: Mapping[str, Tensor], layout: Sequence[Move], routed: Sequ
     conv1, primary = (rearrange(tensors[layout[k].theirs], layout[k].axes).shape for k in (0, 2))
     (conv_channels, channels, conv_kernel, _), (children, classes, child_dim, capsule_dim) = conv1, routed
     types, least = max(1, primary[0] // child_dim), conv_kernel + primary[2] - 1
-    side = least - 1 + STRIDE * isqrt(children // types)  # the largest that has so many capsules
+    side = least - 1 + STRIDE * isqrt(children // types)  # the largest with this number of capsules
     options |= {"conv_channels": conv_channels, "conv_kernel": conv_kernel, "capsule_dim": capsule_dim}
     options |= {"primary_types": types, "primary_dim": child_dim, "primary_kernel": primary[2], "decoder": "none"}
     if layout[-1].ours.startswith("decoder."):

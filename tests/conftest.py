@@ -1,4 +1,4 @@
-"""What all tests share: a seed, and their helpers in reach."""
+"""What all tests share: a seed, and access to their helpers."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The silent faults of this field: how each would be made here, and the test that fails with it.
+"""The known faults of public implementations: how each would look here, and the test that fails with it.
 
 They were found in public implementations of capsule networks, most of which have 99 % accuracy on MNIST. A number is a
 fault, a letter one of its forms. `test_faults.py` makes each of them in a copy of the package.
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """One place in the package, as it is and as the fault has it."""
+    """One place in the package: the right code, the code with the fault, and the test that fails."""
 
     file: str
     right: str

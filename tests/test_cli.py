@@ -245,7 +245,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("train digits --run ~nosuchuser/run", "'~nosuchuser/run' cannot be used as a path"),
         (f"train digits --run {300 * 'x'}", "cannot be used as a path: File name too long"),
         (f"train {300 * 'x'}", "cannot be used as a path: File name too long"),
-        (f"train {252 * 'x'} --resume", "is no run folder"),
+        (f"train {252 * 'x'} --resume", "is not a run folder"),
         ("train digits --run nul\0nul", "'nul\\x00nul' cannot be used as a path: embedded null byte"),
         (f"report {300 * 'x'}", "cannot be used as a path"),
         (f"affine ended --compare {300 * 'x'}", "cannot be used as a path"),
@@ -256,24 +256,24 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("train minst", "no data set 'minst'"),
         ("train mnist --data-dir data", "say with --data-dir where they are"),
         ("train digits --run ended", "ended exists: continue it with --resume, replace it with --overwrite"),
-        ("train digits --run thesis", "thesis exists and is no run folder"),
-        ("train digits --run thesis --overwrite", "thesis exists and is no run folder"),
+        ("train digits --run thesis", "thesis exists and is not a run folder"),
+        ("train digits --run thesis --overwrite", "thesis exists and is not a run folder"),
         ("train digits --run 0.png/run", "0.png/run cannot be made: Not a directory"),
         ("train digits --recipe fast --run new", "an image of 8x8 is too small for kernels of 9 and 9"),
-        ("train digits --resume --run nowhere", "nowhere is no run folder"),
-        ("train digits --resume", "runs/digits-digits is no run folder"),
-        ("train --epochs 3 digits --resume", "runs/digits-digits is no run folder"),
-        ("train digits --resume --run ended --lr 0.5", "ended was trained otherwise (lr)"),
+        ("train digits --resume --run nowhere", "nowhere is not a run folder"),
+        ("train digits --resume", "runs/digits-digits is not a run folder"),
+        ("train --epochs 3 digits --resume", "runs/digits-digits is not a run folder"),
+        ("train digits --resume --run ended --lr 0.5", "ended was trained with other options (lr)"),
         ("evaluate", "Missing argument 'RUN'"),
-        ("evaluate nowhere", "nowhere is no run folder"),
+        ("evaluate nowhere", "nowhere is not a run folder"),
         ("evaluate begun", "begun has no trained network yet"),
         ("evaluate ended --data minst", "no data set 'minst'"),
         ("evaluate ended --masked-by nobody", "--masked-by"),
         ("predict ended", "Missing argument 'IMAGE...'"),
         ("predict ended missing.png", "missing.png cannot be read as an image"),
         ("predict ended thesis/chapter.txt", "thesis/chapter.txt cannot be read as an image"),
-        ("predict nowhere 0.png", "nowhere is no run folder"),
-        ("report nowhere", "nowhere is no run folder"),
+        ("predict nowhere 0.png", "nowhere is not a run folder"),
+        ("report nowhere", "nowhere is not a run folder"),
         ("report ended --only mask", "'--only': 'mask' is not one of 'reconstructions', 'errors', 'masks', "),
         ("report ended --only curves --compare blind", "--compare has no effect on curves: leave it out"),
         (
@@ -299,7 +299,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         ("couplings ended --image 360", "360"),
         ("detection ended --ood mnist", "mnist"),
         ("affine ended --compare ended", "two runs are named ended"),
-        ("affine ended --compare nowhere", "nowhere is no run folder"),
+        ("affine ended --compare nowhere", "nowhere is not a run folder"),
         ("affine ended --images 0", "0"),
         ("attacks ended --epsilon 1.5", "1.5"),
         ("attacks ended --images 0", "an attack takes at least one image, not 0"),
@@ -336,7 +336,7 @@ def test_the_old_name_of_a_recipe_s_option_is_answered_with_the_new_one(old):
         ("drawings ended --errors-only", "`drawings` is now called `reconstructions`, and `errors` for "),
         ("reconstructions ended --errors-only", "--errors-only is now a command: `capsnet errors RUN`"),
         ("tweaks ended --class 3", "`tweaks` is now called `perturbations`"),
-        ("bench", "`bench` is no command any more: run the programs in benchmarks/"),
+        ("bench", "`bench` is no longer a command: run the programs in benchmarks/"),
         ("report ended --beside blind", "--beside is now called --compare"),
         ("report ended --other mnist", "--other is now called --ood"),
         ("affine ended --count 9", "--count is now called --images"),
@@ -433,7 +433,7 @@ def test_a_run_without_a_name_is_called_after_its_data_its_recipe_and_what_diffe
     if folder:
         assert make_request(parsed(f"train {line}")).folder == Path("runs") / folder
     else:
-        with pytest.raises(InputError, match="other is no run folder"):
+        with pytest.raises(InputError, match="other is not a run folder"):
             make_request(parsed(f"train {line}"))
 
 

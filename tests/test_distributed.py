@@ -216,7 +216,7 @@ def test_an_input_error_in_one_process_is_raised_in_all(by_rank):
 
 def test_a_loss_that_is_not_finite_in_one_process_is_an_error_in_all(by_rank):
     for *_, said in by_rank.values():
-        assert re.match("the (loss|weights) (at|after) step .* not finite: the last good checkpoint stays in ", said)
+        assert re.match("the (loss|weights) (at|after) step .* not finite: the last good checkpoint is kept in ", said)
 
 
 # Whole trainings
@@ -392,7 +392,7 @@ def test_a_signal_to_any_process_stops_all_with_a_checkpoint(tmp_path, whom, num
         send_signal(process, whom, number)
         _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
-    assert re.fullmatch("\nstopped; go on with: capsnet train digits --run run --resume\n", err)
+    assert re.fullmatch("\nstopped; continue with: capsnet train digits --run run --resume\n", err)
     state = load_checkpoint(load_run(tmp_path / "run"))
     assert 0 < state["step"] < 3000
     assert load_run(tmp_path / "run").records()[-1]["step"] == state["step"]
@@ -476,7 +476,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_processes_in_one_line(tmp_
         (["--nodes", 0], "--nodes 0: a training takes at least 1"),
         (["--nodes", 2], "--nodes 2 needs torchrun on every node, .* `torchrun --nnodes 2 --nproc-per-node 1 "),
         (["--devices", device_count() + 1], rf"--devices {device_count() + 1}, but this machine has {device_count()} "),
-        (["--devices", 2, "--batch-size", 1], "--batch-size 1 has no image for some of 2 processes: at least 2"),
+        (["--devices", 2, "--batch-size", 1], "--batch-size 1 is too small for 2 processes: it has to be at least 2"),
         (["--devices", "two"], "Invalid value for '--devices': 'two' is not a valid integer"),
     ],
 )
@@ -502,7 +502,7 @@ def under_torchrun(monkeypatch):
     [
         (["--devices", 3], "--devices 3, but torchrun has started 2: leave --devices out"),
         (["--nodes", 3], "--nodes 3, but torchrun has started 1: leave --nodes out"),
-        (["--batch-size", 1], "--batch-size 1 has no image for some of 2 processes: at least 2"),
+        (["--batch-size", 1], "--batch-size 1 is too small for 2 processes: it has to be at least 2"),
     ],
 )
 def test_numbers_other_than_torchruns_are_refused_in_one_line(under_torchrun, tmp_path, monkeypatch, flags, says):

@@ -1,4 +1,4 @@
-"""Each silent fault of this field, made in a copy of the package, makes the test fail that `faults.py` names.
+"""Each known fault, put into a copy of the package, makes the test fail that `faults.py` names.
 
 This file does not import the package, so that a process that has imported this file is still free to import the copy.
 """

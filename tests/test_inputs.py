@@ -1,4 +1,4 @@
-"""Tensors that a network or a loss cannot take are refused with the value and the way out, and never passed through."""
+"""Tensors that a network or a loss cannot take are refused with the value and the remedy, and never passed through."""
 
 from contextlib import nullcontext
 
@@ -73,12 +73,12 @@ LABELS = {
     "negative": (torch.tensor([-1, 2]), r"{} are classes from 0 to 2, not -1"),
     "floats": (torch.tensor([0.0, 1.0]), r"{} are torch.float32: give whole numbers, as {}.long\(\) does"),
     "bools": (torch.tensor([True, False]), r"{} are torch.bool: give whole numbers, as {}.long\(\) does"),
-    "too many": (torch.tensor([0, 1, 2]), r"{} are one number an image, \[2\], not \[3\]"),
+    "too many": (torch.tensor([0, 1, 2]), r"{} are one number per image, \[2\], not \[3\]"),
     "rows": (
         torch.tensor([[0, 1, 0], [1, 0, 0]]),
-        r"{} are (one number an image, \[2\], not|whole numbers \[2\], or multi-hot .* of shape) \[2, 3\]",
+        r"{} are (one number per image, \[2\], not|whole numbers \[2\], or multi-hot .* of shape) \[2, 3\]",
     ),
-    "a number": (torch.tensor(1), r"{} are one number an image, \[2\], not \[\]"),
+    "a number": (torch.tensor(1), r"{} are one number per image, \[2\], not \[\]"),
 }
 USES = {
     "margin loss": ("labels", lambda labels: margin_loss(torch.rand(2, 3), labels)),

@@ -103,7 +103,7 @@ def test_a_folder_stands_for_all_images_in_it_in_sorted_order(trained, pictures,
 
 
 def test_a_folder_without_images_is_refused(trained, tmp_path):
-    with pytest.raises(InputError, match="holds no images: name image files, or a folder that has some"):
+    with pytest.raises(InputError, match="holds no images: give image files, or a folder with images"):
         predict(trained, [tmp_path])
 
 
@@ -149,7 +149,7 @@ def test_a_detector_of_other_weights_is_not_used(with_detector, tmp_path, pictur
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"threshold": 3}', '{"threshold": null, "weights": ""}'])
 def test_a_damaged_detector_is_refused_in_one_line(with_detector, content):
     (with_detector.folder / "detector.json").write_text(content)
-    with pytest.raises(InputError, match=r"detector\.json is damaged: .* `capsnet detection .*` makes it anew") as no:
+    with pytest.raises(InputError, match=r"detector\.json is damaged: .* `capsnet detection .*` makes it again") as no:
         load_detector(with_detector)
     assert "\n" not in str(no.value)
 
@@ -162,7 +162,7 @@ def test_the_table_flags_suspicious_images_and_has_the_threshold(with_detector, 
     rows = {line.split("│")[1].strip().rpartition("/")[2]: line for line in said.splitlines() if ".png" in line}
     assert rows["noise.png"].split("│")[6].strip() == "yes"
     assert rows["0.png"].split("│")[6].strip() == "no"
-    assert f"suspicious: a reconstruction error above {threshold:.2f}, as 5 % of the validation images have" in said
+    assert f"suspicious: the reconstruction error is above {threshold:.2f}, as for 5 % of the validation images" in said
 
 
 def test_the_command_prints_the_percentile_of_the_detector(with_detector, pictures):

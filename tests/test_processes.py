@@ -49,7 +49,7 @@ def test_a_process_that_gets_a_signal_saves_and_prints_the_command_that_resumes(
         process.send_signal(number)
         _, err = process.communicate()
     assert process.returncode == 128 + number, err
-    command = re.fullmatch("\nstopped; go on with: capsnet (.+)\n", err)[1]
+    command = re.fullmatch("\nstopped; continue with: capsnet (.+)\n", err)[1]
     step = json.loads(log.read_text().splitlines()[-1])["step"]
     assert step < 300
     assert capsnet(*shlex.split(command)).status == 0

@@ -1,4 +1,4 @@
-"""The README says what is so: its Python runs, its commands are understood, its tree and its table are true."""
+"""The README is right: its Python runs, its commands are understood, its tree and its table agree with the code."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A recipe's fields are the network's options and the training's settings; each name stands for what it promises."""
+"""A recipe's fields are the network's options and the training's settings; each named recipe is as documented."""
 
 import inspect
 import json

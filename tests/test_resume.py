@@ -130,7 +130,7 @@ def test_the_training_time_includes_the_time_before_the_run_was_resumed(tmp_path
 @pytest.mark.parametrize(("field", "value"), [("lr", 0.1), ("batch_size", 16), ("seed", 1), ("conv_channels", 4)])
 def test_another_recipe_is_refused_and_the_field_named(tmp_path, field, value):
     run = start_run(tmp_path / "run", TINY, few_digits())
-    with pytest.raises(InputError, match=rf"was trained otherwise \({field}\): only --epochs"):
+    with pytest.raises(InputError, match=rf"was trained with other options \({field}\): only --epochs"):
         run.extended(few_digits(), replace(TINY, **{field: value}))
     assert load_run(run.folder) == run
 
@@ -224,7 +224,9 @@ def test_a_run_that_is_to_be_shorter_than_it_is_stays_unchanged(tmp_path):
 def test_a_run_records_where_its_data_have_moved(tmp_path):
     data = few_digits()
     run = start_run(tmp_path / "run", TINY, replace(data, name=str(tmp_path / "old")))
-    with pytest.raises(InputError, match=f"old, which .* is gone: .* `capsnet train NEW_PLACE --run {run.folder} --re"):
+    with pytest.raises(
+        InputError, match=f"old, which .* does not exist: .* `capsnet train NEW_PLACE --run {run.folder} --re"
+    ):
         run.load_data()
     moved = replace(data, name=str(tmp_path / "new"))
     training.train(run.extended(moved, TINY), moved, resume=True)
@@ -283,7 +285,9 @@ def test_if_all_checkpoints_are_damaged_the_error_is_one_line(tmp_path):
     run = train(tmp_path / "run")
     for path in checkpoint_paths(run):
         flip_a_bit(path)
-    with pytest.raises(InputError, match="run has no intact checkpoint to resume from: start it anew with --overwrite"):
+    with pytest.raises(
+        InputError, match="run has no intact checkpoint to resume from: start it again with --overwrite"
+    ):
         resume(run.folder)
 
 

@@ -57,7 +57,7 @@ def test_a_run_is_opened_as_it_was_started(finished):
 
 def test_an_existing_run_is_overwritten_only_with_overwrite(copied):
     before = contents(copied.folder)
-    with pytest.raises(InputError, match="exists: continue it with --resume, replace it with --overwrite, or name ano"):
+    with pytest.raises(InputError, match="exists: continue it with --resume, replace it with --overwrite, or choose a"):
         start(copied.folder)
     assert contents(copied.folder) == before
     start(copied.folder, overwrite=True)
@@ -67,7 +67,7 @@ def test_an_existing_run_is_overwritten_only_with_overwrite(copied):
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_folder_that_is_no_run_is_never_removed(tmp_path, overwrite):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="exists and is no run folder: name another one with --run"):
+    with pytest.raises(InputError, match="exists and is not a run folder: choose another one with --run"):
         start(tmp_path, overwrite=overwrite)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -131,7 +131,7 @@ def test_leftovers_of_a_killed_process_are_removed_when_the_run_is_resumed(copie
 
 def test_a_folder_with_a_part_file_of_the_user_is_not_free(tmp_path):
     (tmp_path / "film.mkv.part").touch()
-    with pytest.raises(InputError, match="exists and is no run folder"):
+    with pytest.raises(InputError, match="exists and is not a run folder"):
         start(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_a_recipe_with_an_impossible_value_is_refused(copied, value):
 @pytest.mark.parametrize("folder", [".", "nowhere", "recipe.json"])
 def test_a_path_that_is_no_run_folder_is_refused(finished, tmp_path, folder):
     where = {"recipe.json": finished.folder / "recipe.json"}.get(folder, tmp_path / folder)
-    with pytest.raises(InputError, match=f"{where} is no run folder: it has no recipe.json"):
+    with pytest.raises(InputError, match=f"{where} is not a run folder: it has no recipe.json"):
         load_run(where)
 
 
@@ -367,7 +367,7 @@ def test_the_classes_of_other_data_are_matched_by_name(finished, tmp_path):
 
 def test_other_data_with_a_class_that_the_network_does_not_know_is_refused(finished, tmp_path):
     other = save_arrays(tmp_path / "other.npz", [*(str(k) for k in range(9)), "cat"])
-    with pytest.raises(InputError, match=r"other\.npz has classes that .* does not know: cat; it knows 0, 1, 2"):
+    with pytest.raises(InputError, match=r"other\.npz has classes that .* does not have: cat; it has 0, 1, 2"):
         finished.load_data(other)
 
 

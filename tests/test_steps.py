@@ -1,4 +1,4 @@
-"""A step of training uses its learning rate, never waits for the device, and is the same when a GPU replays it."""
+"""A step of training uses its learning rate, never waits for the device, and gives the same when a GPU replays it."""
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace

@@ -69,7 +69,7 @@ def test_the_cells_were_run_once_each_and_in_order():
     assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
 
 
-def test_a_cell_that_prints_or_draws_has_its_output_stored():
+def test_a_cell_that_prints_or_plots_has_its_output_stored():
     for cell in CODE:
         shows = re.search(r"\bprint\(|plt\.show\(|^Image\(", cell.source, re.MULTILINE)
         assert bool(cell.outputs) == bool(shows), cell.source

@@ -331,7 +331,7 @@ def test_a_file_of_another_kind_is_refused_with_the_page_that_helps(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path):
     torch.save(pytorch_weights(), tmp_path / "net.pt")
-    with pytest.raises(InputError, match="exists and is not empty: name another folder"):
+    with pytest.raises(InputError, match="exists and is not empty: choose another folder"):
         import_weights(tmp_path / "net.pt", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
     with pytest.raises(InputError, match=r"cannot write .*net, which is left as it was: "):

@@ -1,4 +1,4 @@
-"""What a trained network does, a module a subject: what is measured, its numbers, its figure and its command."""
+"""Analyses of a trained network, one module per subject: what is measured, its numbers, its figure and its command."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
     right of n → its lower and upper end, shares in [0, 1]; unlike right/n ± 1.96 standard errors, it is not empty
     where all or none are right.
-    Raises InputError for no images, or more right ones than there are.
+    Raises InputError for no images, and for more right images than n.
     """
     if not 0 <= right <= n or n < 1:
-        raise InputError(f"a share is of at least one image, and of no more than there are: not {right} of {n}")
+        raise InputError(f"a share is of at least one image, with 0 to n of n right: not {right} of {n}")
     share, doubt = right / n, Z**2 / n
     centre = share + doubt / 2
     reach = Z * (share * (1 - share) / n + doubt / (4 * n)) ** 0.5

@@ -160,7 +160,9 @@ def measure_affine(
     shape = tuple(images.images.shape[1:])
     for name, network in networks.items():
         if network.image_shape != shape:
-            raise InputError(f"{name} takes images (c, h, w) of {network.image_shape}, not {shape}: give it its own")
+            raise InputError(
+                f"{name} takes images (c, h, w) of {network.image_shape}, not {shape}: give it images of its own shape"
+            )
 
     def shares(images: ImageSet) -> dict[str, Any]:
         n = len(images)

@@ -18,21 +18,21 @@ from capsnet.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CELL, LEAST, MOST = 0.5, 3.2, 14.0  # inches: a cell where there is room, and the sides of the matrix
+CELL, LEAST, MOST = 0.5, 3.2, 14.0  # inches: a cell if there is room, and the sides of the matrix
 DIAGONAL = 0.16  # from white, 0, to black, 1
 
 
 def plot_confusion(evaluation: Evaluation, classes: tuple[str, ...], path: Path) -> Path:
     """Plot the numbers of images by true class (row) and predicted class (column); only the errors are coloured.
 
-    Right predictions are hundreds of times as many: if they were coloured too, no error would be seen. The counts are
+    Right predictions are hundreds of times as many: if they were coloured too, no error would be visible. Counts are
     written in the cells where they fit.
-    Raises InputError where there is not one name for each class.
+    Raises InputError if there is not one name for each class.
     """
     counts = np.array(evaluation.confusion)
     n = len(counts)
     if len(classes) != n:
-        raise InputError(f"the network knows {n} classes, but there are {len(classes)} names")
+        raise InputError(f"the network has {n} classes, but there are {len(classes)} names")
     side = min(MOST, max(LEAST, CELL * n))
     with page(path, side, side) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
@@ -68,7 +68,7 @@ def _most_errors(counts: np.ndarray) -> int:
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, cell: float) -> None:
-    """Write the counts, except errors of zero, into cells of so many points, if they fit."""
+    """Write the counts, except errors of zero, into cells of `cell` points, if they fit."""
     size = min(LABEL, cell / (style.LETTER * len(str(counts.max())) + 0.4))
     if size < style.TINY:
         return
@@ -80,7 +80,7 @@ def _write_counts(axes: Axes, counts: np.ndarray, cell: float) -> None:
 
 
 def _name(axes: Axes, names: list[str], cell: float) -> None:
-    """Name rows and columns of cells of so many inches; columns are named vertically where a name is too wide."""
+    """Name rows and columns of cells of `cell` inches; columns are named vertically where a name is too wide."""
     n, size = len(names), min(LABEL, 0.75 * cell * style.POINTS)
     axes.set_xticks(range(n), names, fontsize=size, rotation=style.rotation(names, cell, size))
     axes.set_yticks(range(n), names, fontsize=size)

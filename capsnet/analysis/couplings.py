@@ -51,7 +51,7 @@ def plot_couplings(network: CapsNet, images: ImageSet, classes: tuple[str, ...],
     Raises InputError for a place that is not in the set.
     """
     if not 0 <= image < len(images):
-        raise InputError(f"there is no image {image} in a set of {len(images):,}: places count from 0")
+        raise InputError(f"there is no image {image} in a set of {len(images):,}: indices start at 0")
     one = images.select(torch.tensor([image])).to(next(network.parameters()).device)
     pixels, labels = next(batches(one, 1))
     routing = trace_routing(network, pixels)
@@ -81,18 +81,18 @@ def shares(couplings: Tensor, lengths: Tensor, types: int) -> Tensor:
     """Mean coupling of each type's children, weighted by their lengths, with each class: [i, j], [i] → [types, j]."""
     weights = rearrange(lengths, "(types places) -> types places 1", types=types)
     given = weights * rearrange(couplings, "(types places) j -> types places j", types=types)
-    smallest = torch.finfo(weights.dtype).tiny  # a type whose children all are zero gives nothing
+    smallest = torch.finfo(weights.dtype).tiny  # for a type whose children are all zero
     return given.sum(dim=1) / weights.sum(dim=1).clamp_min(smallest)  # over places
 
 
 def entropy(couplings: Tensor, none_of_the_above: bool) -> Tensor:
     """Entropy of each child's couplings in bits, at most log2 of the number of parents j: [..., j] → [...].
 
-    With a none-of-the-above logit, what the couplings lack of 1 counts as the coupling with one more parent.
+    With a none-of-the-above logit, 1 minus the sum of the couplings counts as the coupling with one more parent.
     """
     if none_of_the_above:
         rest = 1 - couplings.sum(dim=-1, keepdim=True)  # over parents j
-        couplings = torch.cat([couplings, rest.clamp_min(0)], dim=-1)  # which rounding can take below 0
+        couplings = torch.cat([couplings, rest.clamp_min(0)], dim=-1)  # rounding can make the rest negative
     return torch.special.entr(couplings).sum(dim=-1) / log(2)  # over parents j
 
 
@@ -166,7 +166,7 @@ def _overlaid(network: CapsNet, image: Tensor, colours: Tensor) -> Tensor:
 
 
 def _name_classes(axes: Axes, shown: list[int], numbers: dict[str, Any], names: list[str], cell: float) -> None:
-    """Write above each column of so many inches its class and its capsule's length, and frame the predicted class."""
+    """Write above each column, `cell` inches wide, its class and capsule's length, and frame the predicted class."""
     rotation = style.rotation([names[k] for k in shown], cell)
     between = "  " if rotation else "\n"
     titles = [f"{names[k]}{between}{numbers['lengths'][k]:.2f}" for k in shown]
@@ -242,7 +242,7 @@ def _caption(network: CapsNet) -> str:
     },
     needs="capsules",
 )
-@click.option("--image", default=0, show_default=True, help="Place of the test image.")
+@click.option("--image", default=0, show_default=True, help="Index of the test image, from 0.")
 def couplings(context: Context, image: int = 0) -> Iterator[Path]:
     """Plot the couplings of a test image in every routing iteration."""
     yield plot_couplings(*context.on_test, context.folder / "couplings.png", image=image)

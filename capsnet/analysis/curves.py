@@ -35,7 +35,7 @@ def plot_curves(run: Run, path: Path) -> Path:
     """Plot the parts of the loss, the error rates and the learning rate of a run against its epochs.
 
     In the first epoch, whose length the log does not say, they are plotted against the steps.
-    Raises InputError where nothing has been measured yet.
+    Raises InputError if nothing has been measured yet.
     """
     training, validation = run.records("train"), run.records("validation")
     records = training + validation
@@ -109,7 +109,7 @@ def _series(name: str, records: Records, measure: str, colour: str, dash: str, f
 def _plot_panel(
     axes: Axes, label: str, scale: str, series: list[Series], epoch: float, best: dict[str, Any] | None
 ) -> None:
-    """Plot series against epochs of so many steps each."""
+    """Plot series against epochs of `epoch` steps each."""
     for each in series:
         places = [step / epoch for step in each.steps]
         axes.plot(places, each.values, each.dash, color=each.colour, label=each.name, linewidth=1.4, markersize=3)

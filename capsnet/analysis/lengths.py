@@ -20,7 +20,7 @@ from capsnet.models import CapsNet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROUNDING = 1e-5  # by which a probability of 1 may lie above it
+ROUNDING = 1e-5  # by which rounding may raise a probability above 1
 Score = Literal["length", "probability"]
 NOTES: dict[Score, str] = {
     "length": "The margin loss asks for lengths above 0.9 or below 0.1: it does not train them to be probabilities.",
@@ -101,7 +101,9 @@ def _check(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
         )
     low, high = (float(end) for end in scores.float().aminmax())
     if not (low >= 0 and high <= 1 + ROUNDING):  # NaN is neither
-        raise InputError(f"scores are lengths or probabilities in [0, 1], not {low:g} to {high:g}: logits want softmax")
+        raise InputError(
+            f"scores are lengths or probabilities in [0, 1], not {low:g} to {high:g}: apply softmax to logits"
+        )
 
 
 def _plot_classes(axes: Axes, shares: list[dict[str, Any]], names: list[str], width: float) -> None:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 20  # columns
-CELL, TALLEST = 0.62, 40.0  # inches: a cell where there is room, and the whole matrix
+CELL, TALLEST = 0.62, 40.0  # inches: a cell if there is room, and the whole matrix
 ROOMY = 0.45  # inches: a cell that a length can be written in
 NOTE = (
     "The top row has the images; below, each row keeps the capsule of one class, with all others set to zero. Framed: "
-    "the true class (solid, blue) and, where it is another (✗), the predicted class (dashed, orange)."
+    "the true class (solid, blue) and, if it is another one (✗), the predicted class (dashed, orange)."
 )
 LENGTHS = " The number in a cell is the capsule's length."
 
@@ -34,7 +34,7 @@ LENGTHS = " The number in a cell is the capsule's length."
 def plot_masks(network: CapsNet, images: ImageSet, classes: tuple[str, ...], path: Path, *, per_class: int = 2) -> Path:
     """Plot the first images of each class above their reconstructions from every class's capsule, without the labels.
 
-    There are at most 20 columns: with more classes than have room in them, the first ones that have images. Lengths
+    There are at most 20 columns; if the classes need more, the first classes that have images are shown. Lengths
     [n, j] and squared errors [n, j], summed over pixels, of all reconstructions are written next to the figure, as
     JSON.
     Raises InputError for a network without decoder, a set without images, and `per_class` not in 1 to 20.
@@ -103,7 +103,7 @@ def _plot(tiles: Tensor, columns: list[dict[str, Any]], names: list[str], path: 
 
 
 def _name_columns(axes: Axes, columns: list[dict[str, Any]], names: list[str], cell: float) -> None:
-    """Write above each column of so many inches its true class, with a mark where the prediction is another."""
+    """Write above each column, `cell` inches wide, its true class, with a mark where the prediction is another."""
     wrong = [column["label"] != column["prediction"] for column in columns]
     titles = ["✗ " * error + names[column["label"]] for error, column in zip(wrong, columns, strict=True)]
     axes.set_xticks(range(len(columns)), titles, fontsize=style.SMALL, rotation=style.rotation(titles, cell))
@@ -112,7 +112,7 @@ def _name_columns(axes: Axes, columns: list[dict[str, Any]], names: list[str], c
 
 
 def _frame(axes: Axes, columns: list[dict[str, Any]]) -> None:
-    """Frame the true classes and, where they are others, the predicted ones."""
+    """Frame the true classes and, if they are others, the predicted ones."""
     for k, column in enumerate(columns):
         style.frame(axes, 1 + column["label"], k, style.BLUE)
         if column["prediction"] != column["label"]:

@@ -1,4 +1,4 @@
-"""The report of a run: its results, recipe, environment and figures, in one HTML file that needs no other."""
+"""The report of a run: its results, recipe, environment and figures, in one HTML file without other files."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +18,8 @@ from capsnet.files import atomic_write
 from capsnet.recipes import RECIPES
 from capsnet.runs import Run
 
-ALL = tuple(name for name in SUBJECTS if name != "attacks")  # which takes minutes: only made when it is named
-QUICK = ("reconstructions", "errors", "masks", "lengths", "confusion", "curves")  # what a training ends with
+ALL = tuple(name for name in SUBJECTS if name != "attacks")  # attacks takes minutes: it is made only when it is named
+QUICK = ("reconstructions", "errors", "masks", "lengths", "confusion", "curves")  # made at the end of a training
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -63,7 +63,7 @@ $environment
 
 
 def make_report(context: Context, names: Sequence[str] | None = QUICK) -> Path:
-    """Make the figures of these names, or of ALL if None; then report.html around all figures of the run.
+    """Make the figures of these names, or of ALL if None; then write report.html with all figures of the run.
 
     Of QUICK and of ALL, the figures that the network cannot have are left out.
     Raises InputError, before anything is made, for a name that is not in SUBJECTS, and for any other choice of names
@@ -92,7 +92,7 @@ def captions(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def write_report(context: Context) -> Path:
-    """Write a run's report.html around the figures in its folder, atomically; return its path."""
+    """Write a run's report.html with the figures in its folder, atomically; return its path."""
     run, network, data, evaluation = context.run, context.network, context.data, context.predictions.evaluation()
     content = {
         "title": escape(f"Recipe {run.recipe_name} on {run.data}"),

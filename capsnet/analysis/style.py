@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 DPI = 200
-POINTS = 72  # an inch
+POINTS = 72  # per inch
 MARGIN = 0.15  # inches around a figure
 FONT = "DejaVu Sans"  # comes with matplotlib
 TITLE, LABEL, SMALL, TINY = 12, 10, 8, 5  # points
 LETTER = 0.7  # width of a bold letter over its type size
-SHORT, LONGEST = 13, 24  # characters of a class's name that fit above an image, and beside a plot
+SHORT, LONGEST = 13, 24  # characters of a class's name that fit above an image, and next to a plot
 BLACK, GREY, PALE = "#1a1a1a", "#595959", "#d9d9d9"
-BLUE, GREEN, VERMILLION = "#0072b2", "#009e73", "#d55e00"  # Okabe and Ito: told apart by all eyes
+BLUE, GREEN, VERMILLION = "#0072b2", "#009e73", "#d55e00"  # by Okabe and Ito, for any colour vision
 HEADING: dict[str, Any] = {"fontsize": TITLE, "weight": "bold", "color": BLACK}
 NOTE: dict[str, Any] = {"fontsize": SMALL, "color": GREY}
 
@@ -72,7 +72,7 @@ def records(columns: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def write_title(figure: Figure, text: str, y: float, x: float = 0.0, width: float | None = None) -> None:
-    """Write a title above y inches and from x inches on, in lines as wide as the figure or so many inches."""
+    """Write a title above y inches and from x inches on, in lines of `width` inches, or as wide as the figure."""
     w, h = figure.get_size_inches()
     figure.text(x / w, y / h, wrapped(text, width or w, 1.15 * TITLE), va="bottom", **HEADING)  # bold is wider
 
@@ -89,12 +89,12 @@ def wrapped(text: str, width: float, size: float) -> str:
 
 
 def class_names(classes: tuple[str, ...], longest: int = LONGEST) -> list[str]:
-    """The names as a figure shows them: cut to so many characters, and a number where the font lacks the letters."""
+    """The names as a figure shows them: cut to `longest` characters, and a number where the font lacks the letters."""
     return [fitting(name, longest, f"class {k}") for k, name in enumerate(classes)]
 
 
 def fitting(name: str, longest: int, otherwise: str) -> str:
-    """A name on one line, cut to so many characters, with $ as itself; `otherwise` if the font lacks its letters."""
+    """A name on one line, cut to `longest` characters, with $ as itself; `otherwise` if the font lacks its letters."""
     name = " ".join(name.split())
     if not all(_font().get_char_index(ord(letter)) for letter in name):
         name = otherwise
@@ -148,12 +148,12 @@ def composed(tiles: Tensor) -> Tensor:
 
 
 def cell_height(h: int, w: int) -> float:
-    """The height of a cell over its width; an image that is a mere stripe is stretched."""
+    """The height of a cell over its width; a very narrow or very flat image is stretched."""
     return min(STRETCH, max(1 / STRETCH, (h + _gutter(h)) / (w + _gutter(w))))
 
 
 def plot_grid(figure: Figure, tiles: Tensor, corner: tuple[float, float], cell: float, rows: list[str]) -> Axes:
-    """Plot images [rows, columns, c, h, w] in [0, 1] in cells of so many inches across, and name the rows.
+    """Plot images [rows, columns, c, h, w] in [0, 1] in cells that are `cell` inches wide, and name the rows.
 
     The images are a single array, because thousands of axes are slow. `corner` is the lower left one, in inches. In
     the coordinates of the axes that are returned the middle of the image in row r and column k is at (k, r): texts,

@@ -68,18 +68,18 @@ class Subject:
     def __call__(self, context: Context, **options: Any) -> list[Path]:
         """Make the figures.
 
-        Raises InputError where the context lacks what the subject needs.
+        Raises InputError if the context lacks what the subject needs.
         """
         self.check(context)
         return list(self.function(context, **options))
 
     def check(self, context: Context) -> None:
-        """Raise InputError where the context lacks what the subject needs."""
+        """Raise InputError if the context lacks what the subject needs."""
         if missing := self.missing(context):
             raise InputError(f"{self.function.__name__} cannot be made: {missing}")
 
     def missing(self, context: Context) -> str:
-        """What keeps the subject from being made of a context; empty where nothing does."""
+        """Why the subject cannot be made from a context; empty if it can."""
         if {"capsules", "decoder"} & {*self.needs} and not isinstance(context.network, CapsNet):
             return "the network is a baseline without capsules"
         if "decoder" in self.needs and context.network.decoder is None:
@@ -96,8 +96,8 @@ def subject(
 ) -> Callable[[Callable[..., Iterable[Path]]], Subject]:
     """Make a Subject of a function, which click's option decorators may have been applied to.
 
-    What it needs beyond a network is refused, by name, where it is missing: capsules, a decoder, validation images,
-    the library foolbox.
+    `needs` says what it needs besides a network: capsules, a decoder, validation images or the library foolbox. If one
+    of them is missing, the subject raises an InputError that names it.
     """
 
     def make(function: Callable[..., Iterable[Path]]) -> Subject:

@@ -47,7 +47,7 @@ def targeted(context: Context, per_class: int = 1) -> Iterator[Path]:
 class TargetedResult:
     """The outcome of p attacks: every source image towards every class but its own, by source, then by target."""
 
-    classes: int  # the first so many classes of the network are sources and targets
+    classes: int  # how many of the network's classes, the first ones, are sources and targets
     originals: Tensor  # [p, c, h, w] in [0, 1]: the source image of each attack
     adversarial: Tensor  # [p, c, h, w] in [0, 1]: the image after the attack
     sources: Tensor  # int64 [p]: the true class, which the network predicts for the original
@@ -68,7 +68,7 @@ class TargetedResult:
     def by_pair(self, measured: Tensor, counted: Tensor) -> list[list[float | None]]:
         """Means of a measurement [p] by source (row) and target (column), of the attacks that are counted, bool [p].
 
-        None where there are none.
+        None if there are none.
         """
         table: list[list[float | None]] = [[None] * self.classes for _ in range(self.classes)]
         for source, target in product(range(self.classes), repeat=2):
@@ -83,14 +83,14 @@ def attack_targets(
     """Attack the first images of each class that the network classifies right, towards every other class.
 
     A step of length step_size (L2) follows the gradient of the target's score, a capsule's length or a baseline's
-    logit, where pixels can still move within [0, 1]. An attack ends when the target's score is the highest, or after so
-    many steps. The gradient's length is not used, because it differs by orders of magnitude between networks. Of more
-    than ten classes the first ten are attacked.
+    logit, where pixels can still move within [0, 1]. An attack ends when the target's score is the highest, or after
+    `steps` steps. The gradient's length is not used, because it differs by orders of magnitude between networks. If
+    there are more than ten classes, the first ten are attacked.
     Raises InputError for counts below 1, a step size that is not above 0, and a set without an image classified right.
     """
     if per_class < 1 or steps < 1 or not step_size > 0:
         raise InputError(
-            f"an attack takes at least 1 image per class and 1 step, each of more than 0, "
+            f"an attack takes at least 1 image per class, at least 1 step and a step size above 0, "
             f"not {per_class}, {steps} and {step_size:g}"
         )
     classes, model = min(MOST_CLASSES, network.classes), FullGradient(network)
@@ -144,7 +144,7 @@ def plot_targeted(
 
     The matrices of success and distance are at `path`, and the numbers next to it as JSON. A second figure, whose name
     ends in -images, has the first image of each class, the adversarial images and the differences.
-    Raises InputError where `attack_targets` does.
+    Raises InputError as `attack_targets` does.
     """
     attacked = attack_targets(network, images, per_class=per_class, steps=steps, step_size=step_size)
     names = style.class_names(classes, style.SHORT)[: attacked.classes]

@@ -66,7 +66,7 @@ class Commands(click.Group):
         rows = [(name, command.get_short_help_str(limit=200)) for name, command in loaded.items() if command]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-        with formatter.section("Analyses of a run, as PNG and JSON into its folder"):
+        with formatter.section("Analyses of a run, written to its folder as PNG and JSON"):
             formatter.write_dl(list(SUBJECTS.items()))
 
 
@@ -111,9 +111,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
-        fail(
-            f"{error.filename or 'the system'}: {error.strerror}: correct that; a training can be continued by --resume"
-        )
+        fail(f"{error.filename or 'the system'}: {error.strerror}: correct this; --resume continues a training")
     except KeyboardInterrupt as interruption:
         end(128 + (interruption.number if isinstance(interruption, Interrupted) else signal.SIGINT))
 

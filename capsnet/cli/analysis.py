@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 @click.command()
 @run_argument
 @click.option(
-    "--only", multiple=True, type=click.Choice(list(SUBJECTS)), metavar="NAME", help="Make only this; repeatable."
+    "--only",
+    multiple=True,
+    type=click.Choice(list(SUBJECTS)),
+    metavar="NAME",
+    help="Make only this analysis; repeatable.",
 )
 @click.option("--compare", multiple=True, type=PATH, metavar="RUN", help="A run to compare with; repeatable.")
 @click.option("--ood", type=DATA, help="Out-of-distribution data for the detection, for example fashion_mnist.")
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 def report(run: Path, only: tuple[str, ...], compare: tuple[Path, ...], ood: str | None, data_dir: Path | None) -> None:
     """Evaluate a run's network again, and make its figures and its report.
 
-    It makes all analyses but `attacks`, which takes minutes and has to be named: --only attacks.
+    It makes all analyses except `attacks`, which takes minutes: ask for that one with --only attacks.
     """
     from capsnet.analysis.report import ALL, make_report
 
@@ -99,6 +103,6 @@ def load_networks(folder: Path, compare: Sequence[Path], data: "Data") -> dict[s
                 f"{other} was trained on {run.data}: only runs on {data.name} can be compared with {folder}"
             )
         if name in (folder.resolve().name, *networks):
-            raise InputError(f"two runs are named {name}: figures tell runs apart by the names of their folders")
+            raise InputError(f"two runs are named {name}: figures identify runs by the names of their folders")
         networks[name] = run.load_network().to(default_device())
     return networks

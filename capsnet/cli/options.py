@@ -10,7 +10,7 @@ from capsnet.files import usable_path
 
 
 class PathType(click.ParamType):
-    """A path, with ~ expanded, or the name of a data set; nothing has to be there."""
+    """A path, with ~ expanded, or the name of a data set; the path need not exist."""
 
     name = "path"
 
@@ -34,7 +34,7 @@ OLD_COMMANDS = {
     "figures": "`figures` is now called `report`",
     "drawings": "`drawings` is now called `reconstructions`, and `errors` for misclassified images alone",
     "tweaks": "`tweaks` is now called `perturbations`",
-    "bench": "`bench` is no command any more: run the programs in benchmarks/, as RESULTS.md shows",
+    "bench": "`bench` is no longer a command: run the programs in benchmarks/, as RESULTS.md shows",
 }
 OLD_OPTIONS = {
     "--beside": "--compare",
@@ -46,7 +46,7 @@ OLD_OPTIONS = {
 
 
 def choose_device(ctx: click.Context, param: click.Parameter, value: str) -> None:
-    """Have the command run on a device."""
+    """Make the command run on a device."""
     if value != "auto":
         from capsnet.hardware import chosen_device
 
@@ -55,7 +55,7 @@ def choose_device(ctx: click.Context, param: click.Parameter, value: str) -> Non
 
 run_argument = click.argument("run", type=PATH)
 data_dir_option = click.option(
-    "--data-dir", type=PATH, metavar="FOLDER", help="Folder with mnist and fashion_mnist; else $CAPSNET_DATA."
+    "--data-dir", type=PATH, metavar="FOLDER", help="Folder with mnist and fashion_mnist; by default $CAPSNET_DATA."
 )
 device_option = click.option(
     "--device",

@@ -54,7 +54,7 @@ def evaluate(
 @click.command()
 @run_argument
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
-@click.option("--invert", is_flag=True, help="Swap light and dark first.")
+@click.option("--invert", is_flag=True, help="Swap light and dark before the prediction.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per image.")
 @device_option
 def predict(run: Path, images: tuple[Path, ...], invert: bool, as_json: bool) -> None:
@@ -86,8 +86,8 @@ def predict(run: Path, images: tuple[Path, ...], invert: bool, as_json: bool) ->
 def import_weights(source: Path, folder: Path, iterations: int) -> None:
     """Convert another implementation's weights to a network: see docs/coming-from.md.
 
-    FILE is a PyTorch state dict (.pt or .pth) or the arrays of a Keras model (.npz). FOLDER is made, for
-    CapsNet.from_pretrained.
+    FILE is a PyTorch state dict (.pt or .pth) or the arrays of a Keras model (.npz). FOLDER is created;
+    CapsNet.from_pretrained reads it.
     """
     from capsnet.weights import import_weights
 

@@ -128,10 +128,12 @@ def choose_recipe(ctx: click.Context, param: click.Parameter, name: str | None) 
     is_eager=True,
     callback=choose_recipe,
     metavar="NAME",
-    help=f"Recipe whose settings are the defaults: {', '.join(RECIPES)}. By default digits for digits, else fast.",
+    help=f"Recipe whose settings are the defaults: {', '.join(RECIPES)}. By default digits for the digits, else fast.",
 )
 @click.option("--run", type=PATH, metavar="FOLDER", help="Run folder; by default runs/DATA-RECIPE-DIFFERENCES.")
-@click.option("--data-dir", type=PATH, metavar="FOLDER", help="Where mnist and fashion_mnist are or are downloaded to.")
+@click.option(
+    "--data-dir", type=PATH, metavar="FOLDER", help="Folder of mnist and fashion_mnist; missing files are downloaded."
+)
 @click.option(
     "--resume", is_flag=True, help="Continue the run from its last checkpoint; only epochs or steps may change."
 )
@@ -151,8 +153,8 @@ def choose_recipe(ctx: click.Context, param: click.Parameter, name: str | None) 
     help="Steps between records in log.jsonl.",
 )
 @device_option
-@click.option("--devices", type=int, metavar="N", help="Processes on this machine: a GPU or a share of the cores each.")
-@click.option("--nodes", type=int, metavar="N", help="Machines; more than one needs torchrun on each of them.")
+@click.option("--devices", type=int, metavar="N", help="Processes on this machine, one per GPU or share of the cores.")
+@click.option("--nodes", type=int, metavar="N", help="Number of machines; several need torchrun on each of them.")
 @click.option(
     "--images-on-device/--no-images-on-device",
     default=True,
@@ -333,7 +335,7 @@ def train_run(request: Request, run: "Run", data: "Data", resume: bool) -> "Caps
             cuda_graph=request.cuda_graph,
         )
     except KeyboardInterrupt:
-        say(f"\nstopped; go on with: {run.resume_command(request.data_dir)}", sys.stderr)
+        say(f"\nstopped; continue with: {run.resume_command(request.data_dir)}", sys.stderr)
         raise
 
 
@@ -350,13 +352,13 @@ def evaluate_and_report(run: "Run", network: "CapsNet | ConvBaseline", data: "Da
     run.write_results(network, data, evaluation)
     if isinstance(network, CapsNet) and network.decoder is not None and len(data.validation):
         save_detector(run, fit_detector(network, data.validation))
-    with suppress(OSError):  # of a terminal that was closed: the report has it too
+    with suppress(OSError):  # the terminal may be closed: the report has the evaluation too
         print_evaluation(evaluation, data.classes)
     say(f"report: {make_report(context, names=QUICK)}")
 
 
 def say(words: str, stream: TextIO | None = None) -> None:
-    """Print a line at once, in the first process only; without a terminal, training goes on."""
+    """Print a line at once, in the first process only; without a terminal, training continues."""
     if is_first():
         with suppress(OSError):
             print(words, file=stream, flush=True)

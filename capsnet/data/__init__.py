@@ -1,4 +1,4 @@
-"""Data sets by name or from your own files, in memory as bytes, and the batches cut from them."""
+"""Data sets by name or from your own files, in memory as bytes, and their batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,17 +37,17 @@ def load_data(
 
     - name: "mnist", "fashion_mnist", "digits" (8x8, no download), or a path: a folder with one sub-folder of images
       for each class (see `read_folder`), or an .npz file (see `read_npz`). A folder called mnist is "./mnist".
-    - data_dir: where the files of mnist and fashion_mnist are, or are downloaded to; else $CAPSNET_DATA, else the
-      user's cache
+    - data_dir: the folder that has the files of mnist and fashion_mnist, or that they are downloaded to; by default
+      $CAPSNET_DATA, or else the user's cache
     - validation: how many training images are set aside: by default 5,000 of mnist and fashion_mnist, a tenth of other
       data; a folder may bring its own
     - seed: draws the validation images; the test images do not depend on it
     - image_size: the images' height and width in pixels, if not their own; one number makes them square
 
-    In which part an image of a folder or an .npz file is depends on its content, so that adding or removing others does
-    not move it from training to test: see `split_by_content`.
+    The part that an image of a folder or an .npz file belongs to depends on its content, so that adding or removing
+    others does not move it from training to test: see `split_by_content`.
 
-    Raises InputError where the data cannot be found or used.
+    Raises InputError if the data cannot be found or used.
     """
     size = None if image_size is None else size_pair(image_size)
     try:

@@ -20,7 +20,7 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a set into batches of size; the last one may be smaller.
+    """Divide a set into batches of `size` images; the last one may be smaller.
 
     With a generator, each call draws a new order, and shifts each image by up to `shift` pixels; without one, images
     come in their own order, unshifted. The generator is on the CPU, so that a seed draws the same on every device; the
@@ -34,7 +34,7 @@ def batches(
     if size < 1:
         raise InputError(f"a batch holds at least one image, not {size}")
     if shift < 0 or (shift > 0 and generator is None):
-        raise InputError(f"a shift of {shift} pixels cannot be drawn: it takes 0 or more pixels and a generator")
+        raise InputError(f"a shift of {shift} pixels cannot be drawn: give 0 or more pixels and a generator")
     n, device = len(images), images.labels.device
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
     parts = order.to(device).split(size)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FOLDERS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes a pixel, and so 1.2 GB
+MAX_PIXELS = 1 << 26  # of an image; decoding and converting it takes up to 18 bytes per pixel, 1.2 GB in all
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 NOT_IMAGES = frozenset({".csv", ".db", ".ini", ".json", ".md", ".txt"})
 
@@ -33,7 +33,7 @@ def image_tensor(
     It is converted to grey (c = 1) or colour (c = 3), turned upright by its EXIF data, and resized without keeping its
     aspect ratio. `invert` swaps light and dark. Transparent pixels become black in either case.
 
-    Raises InputError, naming the file, where it cannot be read or has more than 2^26 pixels. The number of pixels is
+    Raises InputError, naming the file, if it cannot be read or has more than 2^26 pixels. The number of pixels is
     checked before decoding, so that reading takes 1.2 GB at most. → uint8 [c, h, w]
     """
     c, h, w = image_shape
@@ -58,7 +58,7 @@ def image_paths(sources: Iterable[str | Path]) -> list[Path]:
         with reading(source, "a folder of images"):
             found = sorted(_walk(source))
         if not found:
-            raise InputError(f"{source} holds no images: name image files, or a folder that has some")
+            raise InputError(f"{source} holds no images: give image files, or a folder with images")
         paths += found
     return paths
 
@@ -67,7 +67,7 @@ def _walk(folder: Path) -> list[Path]:
     """Image files of a folder and its sub-folders."""
     found = _image_files(folder)
     for inner in _folders(folder):
-        if not inner.is_symlink():  # which may lead back here
+        if not inner.is_symlink():  # a link may lead back here
             found += _walk(inner)
     return found
 
@@ -95,7 +95,7 @@ def read_folder(
         if odd := set(by_class) ^ set(classes):
             raise InputError(
                 f"{folder}: class {min(odd)!r} is not in both train/ and {folders[part].name}/: "
-                "give all the same classes"
+                "give both the same classes"
             )
     entries = [
         (part, label, path)
@@ -111,7 +111,7 @@ def read_folder(
     }
     train, validation_images, test_images = split_by_content(
         given["train"],
-        digests[: len(given["train"])],  # whose entries come first
+        digests[: len(given["train"])],  # the entries of train come first
         classes,
         test="test" not in folders,
         validation=0 if "validation" in folders else validation,
@@ -150,7 +150,7 @@ def _class_files(folder: Path) -> dict[str, list[Path]]:
 def _files_of_class(folder: Path) -> list[Path]:
     if inner := _folders(folder):
         raise InputError(
-            f"{inner[0]} is a folder within the class {folder.name!r}: images lie right in a class's folder"
+            f"{inner[0]} is a folder within the class {folder.name!r}: put images directly into a class's folder"
         )
     return _image_files(folder)
 
@@ -181,7 +181,7 @@ def _read_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[Tensor, 
         raise InputError(f"{len(faults)} unusable files: {'; '.join(faults[:5])}: repair or remove them")
     if len(first_of_size) > 1:
         found = ", ".join(f"{h}x{w} ({path})" for (h, w), path in list(first_of_size.items())[:5])  # height x width
-        raise InputError(f"images of {len(first_of_size)} sizes, {found}: bring them to one with --image-size")
+        raise InputError(f"images of {len(first_of_size)} sizes, {found}: give them one size with --image-size")
     channels = max(image.shape[1] for image in images)
     return torch.cat([image.expand(-1, channels, -1, -1) for image in images]), digests
 
@@ -196,7 +196,7 @@ def _decoded(source: "str | Path | Image.Image", background: int = 0) -> "Image.
             return _flattened(source.copy(), background)
     with reading(source, "an image"):
         check_regular(Path(source))
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # of an image inside a file, as in an icon
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # about an image inside a file, as in an icon
         with Image.open(source) as image:
             _check_decodable(image)
             return _flattened(image, background)

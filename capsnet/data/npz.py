@@ -84,7 +84,7 @@ def read_headers(path: Path, names: Collection[str] | None = None, hint: str = H
 def read_arrays(path: Path, headers: Mapping[str, Header], hint: str = HINT) -> dict[str, np.ndarray]:
     """Read the arrays that have these headers.
 
-    Raises InputError where they would unpack to more than 256 MiB and 20 times the file, before unpacking anything, and
+    Raises InputError if they would unpack to more than 256 MiB and 20 times the file, before unpacking anything, and
     for damaged content.
     """
     check_unpacked(path, sum(header.size for header in headers.values()), "save it by np.savez, uncompressed")
@@ -99,13 +99,13 @@ def _header(archive: ZipFile, name: str) -> Header:
     with archive.open(info) as member:
         header = _parsed(name, member)
         if member.tell() + header.size != info.file_size:
-            raise ValueError(f"{name} has {info.file_size} bytes, which {header.shape} of {header.dtype} does not take")
+            raise ValueError(f"{name} has {info.file_size} bytes, which do not fit {header.shape} of {header.dtype}")
     return header
 
 
 def _parsed(name: str, member: IO[bytes]) -> Header:
     if npy.read_magic(member) != (1, 0):  # other versions have headers of any size, for records
-        raise ValueError(f"{name} is no array of numbers or text")
+        raise ValueError(f"{name} is not an array of numbers or text")
     shape, _, dtype = npy.read_array_header_1_0(member)
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
@@ -181,4 +181,4 @@ def _classes(path: Path, labels: Tensor, names: np.ndarray | None) -> tuple[str,
     try:
         return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist())
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: classes are bytes that are no UTF-8: save them as text") from error
+        raise InputError(f"{path}: classes are bytes that are not UTF-8: save them as text") from error

@@ -38,7 +38,7 @@ class Source:
     """A data set in four IDX files.
 
     sha256 has the checksum of each of FILES. test_labels_sha256 is that of the test labels alone, one byte each: it
-    tells the two sets apart, since their files have the same names.
+    distinguishes the two sets, whose files have the same names.
     """
 
     classes: tuple[str, ...]
@@ -100,7 +100,7 @@ def load_source(name: str, data_dir: str | Path | None = None) -> Data:
     like the set or at the top, gzipped or not. A file that is found is used as it is, so that you can replace the data
     by your own. A missing file is downloaded to <folder>/<name>/ from the first mirror that answers.
 
-    Raises InputError where a file is neither found nor downloaded, or the files do not belong together.
+    Raises InputError if a file is neither found nor downloaded, or the files do not belong together.
     """
     folder = data_folder(data_dir)
     missing = [file for file in FILES if _found(folder, name, file) is None]
@@ -136,18 +136,18 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
         try:
             return cache_folder()
         except RuntimeError as error:
-            raise InputError("there is no home folder to keep data in: name another one with --data-dir") from error
+            raise InputError("there is no home folder to keep data in: choose a folder with --data-dir") from error
     folder = usable_path(chosen)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: name the folder that holds the data, or is to")
+        raise InputError(f"{folder} is a file: name a folder for the data")
     return folder
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
     """Read an IDX file of bytes with this number of dimensions (3 for images [n, h, w], 1 for labels [n]) → uint8.
 
-    Raises InputError, naming the file, where it is in another format, truncated, empty or longer than its header says,
-    or where its header announces more than 256 MiB and 20 times the file: then nothing but the header is unpacked.
+    Raises InputError, naming the file, if it is in another format, truncated, empty or longer than its header says,
+    or if its header announces more than 256 MiB and 20 times the file: then nothing but the header is unpacked.
     """
     check_regular(path)
     try:
@@ -157,20 +157,20 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             check_unpacked(path, expected, "gunzip it")
             content = file.read(expected + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): fetch it again") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}): download it again") from error
     if len(content) < expected:
-        raise InputError(f"{path} is cut short: {len(content)} bytes where {shape} takes {expected}: fetch it again")
+        raise InputError(f"{path} is truncated: {len(content)} bytes where {shape} takes {expected}: download it again")
     if len(content) > expected:
-        raise InputError(f"{path} is too long: more than the {expected} bytes that {shape} takes: fetch it again")
+        raise InputError(f"{path} is too long: more than the {expected} bytes that {shape} takes: download it again")
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())
 
 
 def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
     if header[:4] != bytes([0, 0, 8, dimensions]):  # 8: unsigned bytes
         found = header[:4].hex() or "nothing"
-        raise InputError(f"{path} is no IDX file of {dimensions}-D bytes: it begins with {found}")
+        raise InputError(f"{path} is not an IDX file of {dimensions}-D bytes: it begins with {found}")
     if len(header) < 4 + 4 * dimensions:
-        raise InputError(f"{path} is cut short within its header: fetch it again")
+        raise InputError(f"{path} is truncated within its header: download it again")
     shape = struct.unpack(f">{dimensions}I", header[4:])
     if 0 in shape:
         raise InputError(f"{path} is empty: its dimensions are {shape}")
@@ -229,7 +229,7 @@ def _download(folder: Path, name: str, file: str, missing: list[str]) -> Path:
             failures.append(f"{mirror}: {_failure(error)}")
     raise InputError(
         f"{name}: {', '.join(missing)} not in {folder / name} or {folder}, and the download failed "
-        f"({'; '.join(failures)}): put the files there, or say with --data-dir where they are"
+        f"({'; '.join(failures)}): put the files there, or give their folder with --data-dir"
     )
 
 

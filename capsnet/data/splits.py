@@ -21,7 +21,7 @@ FEW = 10  # from this many images on, at least one is a validation image
 def split(images: ImageSet, validation: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Draw a validation set by a seed → the other images, and the validation set.
 
-    Raises InputError where `validation` is negative or leaves no image to train on.
+    Raises InputError if `validation` is negative or leaves no image to train on.
     """
     if not 0 <= validation < len(images):
         raise InputError(
@@ -54,8 +54,8 @@ def split_by_content(
     """Split a set into train, validation and test; digests has one digest for each image.
 
     - test: whether to take test images. They are those whose digest, hashed, is below 0.1 as a fraction in [0, 1):
-      about a tenth. A class left without test images gives the image with its lowest hash, and the last image of a
-      class stays in training: only in these cases can an image that is added or removed move another.
+      about a tenth. If a class has none of them, its image with the lowest hash is taken; the last image of a class
+      stays in training. Only in these two cases can an image that is added or removed move another.
     - validation: how many of the other images to take: those whose digests, hashed with the seed, are lowest, so that
       an image that is added or removed moves at most one other. Without a number, take those below 0.1, or the lowest
       if that gives none of ten or more images. The last image of a class stays in training.

@@ -27,7 +27,7 @@ from torch.nn import Parameter
 
 from capsnet.files import cache_folder
 
-SECONDS = 60  # until the compiler, which takes 1 to 3 on an idle core, is assumed to hang
+SECONDS = 60  # after which the compiler is assumed to hang; it takes 1 to 3 on an idle core
 log = logging.getLogger(__name__)
 
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")

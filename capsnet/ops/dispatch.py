@@ -12,9 +12,9 @@ from capsnet.ops.compiler import is_readable
 from capsnet.ops.passes import Backend
 
 BackendName = Literal["reference", "streaming", "native", "triton"]
-# "Votes" counts their numbers, b · i · j · e. At few votes, storing them on a CPU beats recomputing them:
-FEW_VOTES = 1 << 20  # up to so many in plain PyTorch
-FEW_VOTES_COMPILED = 1 << 16  # up to so many where compiled code would recompute them, with full vectors of images
+# Numbers of the votes, b · i · j · e, up to which storing the votes on a CPU is faster than recomputing them:
+FEW_VOTES = 1 << 20  # in plain PyTorch
+FEW_VOTES_COMPILED = 1 << 16  # in compiled code with full vectors of images
 LANES = 16  # images in the widest vector register
 FEW_IMAGES = 4  # these fill few lanes of a vector, and their votes are small compared with the weight
 FEW_CHILDREN = 4  # these are too few to divide among threads, and their votes are small compared with the parents
@@ -25,7 +25,7 @@ _forced: BackendName | None = None  # for the whole process, since the backward 
 def routing_backend(name: BackendName) -> Iterator[None]:
     """Force one backend of `route`, in tests and benchmarks: reference, streaming, native or triton.
 
-    Raises InputError for an unknown name. `route` raises it, with the reason, where the backend cannot run.
+    Raises InputError for an unknown name. `route` raises it, with the reason, if the backend cannot run.
     """
     if name not in get_args(BackendName):
         raise InputError(f"a routing backend is one of {', '.join(get_args(BackendName))}, not {name!r}")
@@ -40,7 +40,7 @@ def routing_backend(name: BackendName) -> Iterator[None]:
 def choose_backend(children: Tensor, weight: Tensor) -> BackendName:
     """The backend for children [b, i, d] and weight [i, j, d, e].
 
-    Raises InputError where the forced backend cannot run.
+    Raises InputError if the forced backend cannot run.
     """
     if _forced is not None:
         if reason := _unavailable(_forced, children, weight):

@@ -67,7 +67,7 @@ class Passes(ABC):
 
     def __init__(self, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:
         self.starts_uniform = prior is None  # all couplings of the first iteration are equal
-        self.softmax_size = weight.shape[1] + none_of_the_above  # logits of a child: the parents, none of the above
+        self.softmax_size = weight.shape[1] + none_of_the_above  # logits of a child: of parents and none of the above
 
     @abstractmethod
     def uniform_sum(self) -> Tensor:

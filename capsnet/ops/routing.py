@@ -91,7 +91,7 @@ def _check_devices(children: Tensor, **others: Tensor | None) -> None:
 
 
 def _check_dtypes(children: Tensor, weight: Tensor, prior: Tensor | None, bias: Tensor | None, cast: bool) -> None:
-    """Refuse tensors that are not floating-point, and those that would be rounded although nobody asked for it."""
+    """Raise InputError for tensors that are not floating-point, and for those that would be rounded silently."""
     for name, tensor in {"children": children, "weight": weight, "prior": prior, "bias": bias}.items():
         if tensor is not None and not tensor.is_floating_point():
             raise InputError(f"{name} must be floating-point numbers, not {tensor.dtype}")

@@ -18,7 +18,7 @@ from capsnet.ops.compiler import address, is_readable, library_for_this_cpu
 
 SOURCE = Path(__file__).with_suffix(".c")
 FUNCTIONS = ("squash", "squash_gradient")
-MANY = 1 << 16  # numbers from which on compiled code saves more time than its call takes
+MANY = 1 << 16  # from this many numbers on, compiled code saves more time than its call takes
 WIDEST = 64  # dimensions of a capsule that compiled code takes
 REALS = {
     torch.bfloat16: ("-DREAL=float", "-DBF16"),

@@ -152,7 +152,7 @@ def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool], dtyp
 
 
 def _parts(weight: Tensor) -> Iterator[slice]:
-    """The children, so many at a time that a copy of their matrices is small."""
+    """Slices of the children, each so short that a copy of its matrices is small."""
     i, *matrices = weight.shape
     size = max(1, COPIED // max(1, prod(matrices)))
     return (slice(start, start + size) for start in range(0, i, size))

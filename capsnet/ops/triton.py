@@ -125,7 +125,7 @@ class Plan(NamedTuple):
 class Triton:
     """The backend: steps and passes over children [b, i, d] by weight [i, j, d, e], with logits that start at prior.
 
-    Raises InputError where the matrix of one vote is too large for a multiprocessor.
+    Raises InputError if the matrix of one vote is too large for a multiprocessor.
     """
 
     def __init__(self, children: Tensor, weight: Tensor, prior: Tensor | None, none_of_the_above: bool) -> None:
@@ -278,10 +278,11 @@ def fits(weight: Tensor) -> bool:
 
 
 # In the kernels a tile of children is flat, x [images, children · d], and so is a tile of W, w [children · d, e]; v and
-# g are one parent's vectors of `parent_sum` and `grad`, [images, e]. An absent tensor is None, and Triton compiles it
-# away. Padding is not loaded but zero in every tensor, so that it adds zero to every sum. NB, NI and NJ are the numbers
-# of images, children and parents: Triton can be told not to specialise on arguments, but not on elements of a tuple. A
-# row of a tensor [t, b, ...] is an image of one iteration. For the statistics [t, b, 3, i] see `_softmax_statistics`.
+# g are one parent's vectors of `parent_sum` and `grad`, [images, e]. An absent tensor is None, and Triton compiles no
+# code for it. Padding is not loaded but zero in every tensor, so that it adds zero to every sum. NB, NI and NJ are the
+# numbers of images, children and parents: Triton can be told not to specialise on arguments, but not on elements of a
+# tuple. A row of a tensor [t, b, ...] is an image of one iteration. For the statistics [t, b, 3, i] see
+# `_softmax_statistics`.
 
 
 @triton.jit(do_not_specialize=["iteration", "NB", "NI", "NJ"])

@@ -1,4 +1,4 @@
-"""Affine changes do to images what they say, and the accuracies and figures are those of the changed images."""
+"""Affine changes of images are exact, and the accuracies and figures are those of the changed images."""
 
 import json
 
@@ -254,7 +254,7 @@ def test_the_legend_has_the_accuracy_after_random_changes_with_its_interval(page
     assert legend.get_texts()[0].get_text() == f"capsules: 75.0 % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def test_the_numbers_beside_the_curves_are_those_measured(pages, tmp_path):
+def test_the_numbers_next_to_the_curves_are_those_measured(pages, tmp_path):
     pages(affine)
     numbers = json.loads(plot_affine(NUMBERS, tmp_path / "a.png").with_suffix(".json").read_text())
     assert (numbers["n"], numbers["seed"]) == (20, 7)

@@ -75,5 +75,5 @@ def test_names_wider_than_a_cell_are_written_upwards(tmp_path, pages, names, rot
 
 
 def test_names_that_are_not_as_many_as_the_classes_are_refused(tmp_path):
-    with pytest.raises(InputError, match="knows 3 classes, but there are 2 names"):
+    with pytest.raises(InputError, match="has 3 classes, but there are 2 names"):
         plot_confusion(evaluation(COUNTS), ("a", "b"), tmp_path / "a.png")

@@ -155,5 +155,5 @@ def test_the_same_network_and_image_make_the_same_bytes(network, images, tmp_pat
 
 @pytest.mark.parametrize("image", [-1, 12])
 def test_a_place_that_is_not_in_the_set_is_refused(network, images, tmp_path, image):
-    with pytest.raises(InputError, match=f"there is no image {image} in a set of 12: places count from 0"):
+    with pytest.raises(InputError, match=f"there is no image {image} in a set of 12: indices start at 0"):
         plot_couplings(network, images, CLASSES, tmp_path / "a.png", image=image)

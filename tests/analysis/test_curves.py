@@ -1,4 +1,4 @@
-"""The curves of a run show what its log holds, be it much or little."""
+"""The curves of a run show the records of its log, few or many."""
 
 import pytest
 from PIL import Image

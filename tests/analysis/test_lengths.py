@@ -118,7 +118,7 @@ def test_all_right_or_all_wrong_can_be_plotted(pages, tmp_path, added, words):
         ),
         (SCORES / 0, LABELS, r"in \[0, 1\], not inf to inf"),
         (SCORES * torch.nan, LABELS, r"in \[0, 1\], not nan to nan"),
-        (SCORES - 1, LABELS, r"in \[0, 1\], not -0.9 to -0.05: logits want softmax"),
+        (SCORES - 1, LABELS, r"in \[0, 1\], not -0.9 to -0.05: apply softmax to logits"),
     ],
 )
 def test_what_cannot_be_plotted_is_refused(tmp_path, scores, labels, words):

@@ -1,4 +1,4 @@
-"""The report stands alone, says where its numbers are from, and shows a user's words as words."""
+"""The report needs no other file, says where its numbers are from, and escapes a user's text."""
 
 from base64 import b64decode
 from html import escape

@@ -180,7 +180,7 @@ def test_a_block_is_the_original_the_adversarial_image_and_the_difference(networ
     assert (red < blue)[change < -0.1 * most].all()
 
 
-def test_the_numbers_beside_the_figure_have_n_and_every_pair(network, images, tmp_path):
+def test_the_numbers_next_to_the_figure_have_n_and_every_pair(network, images, tmp_path):
     path, _ = plot_targeted(network, images, CLASSES, tmp_path / "a.png", steps=4)
     numbers = json.loads(path.with_suffix(".json").read_text())
     attacked = attack_targets(network, images, steps=4)

@@ -270,7 +270,7 @@ def test_the_readme_and_the_results_are_made_from_the_json(tmp_path, monkeypatch
     measured = program.speed()
     short = " ".join(program.speed_in_short(measured).split())
     assert short == (
-        "On 2 cores of an Abacus (CPU with bf16, torch 2.13.0) training in float32 takes 360 images/s at batch size "
+        "On 2 cores of an Abacus (CPU with bf16, torch 2.13.0) training in float32 reaches 360 images/s at batch size "
         "128, 6.6 times naive PyTorch's in float32; an epoch of MNIST takes 32 s; the first step ends 1.5 s after the "
         "command (3.5 s the first time). Of the 8 goals measured there, 5 are met and 3 are missed. "
         "![Training speed, from naive PyTorch to capsnet train](docs/training-cpu-bf16.png)"

@@ -86,8 +86,8 @@ def test_the_sentence_of_the_readme_says_what_was_flagged_and_whether_the_interv
         "plain has an accuracy of 30.0 [21.9, 39.6] % (not converged after 20 steps of PGD; FLAGGED by 1 of 3 checks"
         in made
     )
-    assert "The intervals are apart: plain is better than capsules." in made
-    assert "Of the ε tried (0.1), the intervals are apart at 0.1." in made
+    assert "The intervals do not overlap: plain is better than capsules." in made
+    assert "Of the ε tried (0.1), the intervals do not overlap at 0.1." in made
 
 
 @pytest.mark.usefixtures("attacked")
@@ -119,7 +119,7 @@ def test_the_sentence_on_detection_has_n_and_steps(program, tmp_path):
     publish(tmp_path, "detection", numbers | {"clean": clean, "suspects": suspects})
     _, line = program.robustness_in_short().splitlines()
     assert "with which PGD of 77 steps fools capsules, 50.0 [23.7, 76.3] % at ε = 0.1 (n = 10)" in line
-    assert "which knows the threshold (77 steps too), 0.0 [0.0, 24.2] % at ε = 0.1 (n = 12)" in line
+    assert "which knows the threshold (also 77 steps), 0.0 [0.0, 24.2] % at ε = 0.1 (n = 12)" in line
     assert "of clean test images, 5.0 [2.2, 11.2] % (n = 100)" in line
     assert "| PGD-77, ε = 0.1 | 20 | 10 | 50.0 [23.7, 76.3] |" in program.robustness()
     assert "take 77 steps from one random start" in program.robustness()

@@ -304,7 +304,7 @@ def test_a_name_that_is_no_path_is_refused_as_an_image(name):
 
 def test_a_file_in_the_place_of_the_folder_of_the_data_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file is a file: name the folder that holds the data"):
+    with pytest.raises(InputError, match="file is a file: name a folder for the data"):
         load_data("mnist", data_dir=tmp_path / "file")
 
 
@@ -325,7 +325,7 @@ def test_a_line_break_in_a_name_does_not_break_the_line(tmp_path):
 def test_damaged_files_of_mnist_are_named(tmp_path, put):
     put(tmp_path)
     (tmp_path / FILES[0]).write_bytes(gzip.compress(b"\0\0\x08\x03"))
-    with pytest.raises(InputError, match=f"{FILES[0]} is cut short within its header"):
+    with pytest.raises(InputError, match=f"{FILES[0]} is truncated within its header"):
         load_data("mnist", data_dir=tmp_path)
 
 

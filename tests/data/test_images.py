@@ -1,4 +1,4 @@
-"""An image file of any kind becomes the right pixels, or is refused by its name."""
+"""An image file of any kind becomes the right pixels, or is refused with its name."""
 
 import numpy as np
 import pytest

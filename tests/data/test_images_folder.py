@@ -48,7 +48,7 @@ def test_parts_of_different_classes_are_refused(tmp_path):
     pets(tmp_path / "train")
     pets(tmp_path / "test")
     save(tmp_path / "test" / "cow" / "0.png")
-    with pytest.raises(InputError, match="class 'cow' is not in both train/ and test/: give all the same classes"):
+    with pytest.raises(InputError, match="class 'cow' is not in both train/ and test/: give both the same classes"):
         read_folder(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_validation_images_of_other_classes_than_the_training_images_are_refused
     pets(tmp_path / "train")
     pets(tmp_path / name)
     (tmp_path / name / "dog").rename(tmp_path / name / "wolf")
-    with pytest.raises(InputError, match=f"class 'dog' is not in both train/ and {name}/: give all the same classes"):
+    with pytest.raises(InputError, match=f"class 'dog' is not in both train/ and {name}/: give both the same classes"):
         read_folder(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_a_folder_stands_for_the_images_in_it_and_below_sorted_by_path(tmp_path)
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("no image")
-    with pytest.raises(InputError, match=f"^{tmp_path} holds no images: name image files, or a folder that has some$"):
+    with pytest.raises(InputError, match=f"^{tmp_path} holds no images: give image files, or a folder with images$"):
         image_paths([tmp_path])
 
 

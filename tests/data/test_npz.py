@@ -112,7 +112,7 @@ def test_classes_are_named_by_their_array_or_else_by_number(tmp_path):
         ({"classes": np.array([0.5, 1.5])}, r"classes are float64 \(2,\): they must be names \[k\], as text"),
         ({"classes": np.array([["cat", "dog"]])}, r"classes are <U3 \(1, 2\): they must be names \[k\], as text"),
         ({"classes": np.zeros(2, [("name", "U3")])}, "classes is of .*, but should be numbers or text"),
-        ({"classes": np.array([b"cat", b"\xff"])}, "classes are bytes that are no UTF-8: save them as text"),
+        ({"classes": np.array([b"cat", b"\xff"])}, "classes are bytes that are not UTF-8: save them as text"),
         ({"test_images": pixels(3, 5, 6)}, "only one of the arrays test_images and test_labels"),
         ({"test_images": pixels(2, 5, 6), "test_labels": np.array([0, 2])}, "test label 2 is not one of 0 to 1"),
         ({"test_images": pixels(2, 7, 7), "test_labels": LABELS[:2]}, r"test images are \(1, 7, 7\), train images"),

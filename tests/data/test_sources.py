@@ -72,7 +72,7 @@ def test_a_user_without_a_home_folder_is_asked_for_another_one(monkeypatch):
     for name in ("CAPSNET_DATA", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.raises(InputError, match="there is no home folder to keep data in: name another one with --data-dir"):
+    with pytest.raises(InputError, match="there is no home folder to keep data in: choose a folder with --data-dir"):
         data_folder()
 
 

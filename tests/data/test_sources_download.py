@@ -113,7 +113,7 @@ def test_when_all_mirrors_fail_one_line_says_what_where_why_and_the_way_out(tmp_
     message = str(refusal.value)
     assert message.startswith(f"mnist: {FILES[1]}, {FILES[2]} not in {folder} or {folder.parent}, and the download")
     assert message.count("HTTP status 404") == 2
-    assert message.endswith("put the files there, or say with --data-dir where they are")
+    assert message.endswith("put the files there, or give their folder with --data-dir")
     assert "\n" not in message
 
 

@@ -1,4 +1,4 @@
-"""IDX files are read, gzipped or not, and a bad one is refused by name."""
+"""IDX files are read, gzipped or not, and a bad one is refused with its name."""
 
 import gzip
 
@@ -23,34 +23,34 @@ def test_gzip_is_recognised_by_the_content_not_by_the_name(tmp_path, write_idx):
 
 def test_labels_where_images_are_asked_for_are_refused(tmp_path, write_idx):
     path = write_idx(tmp_path / "labels", torch.zeros(5, dtype=torch.uint8))
-    with pytest.raises(InputError, match="labels is no IDX file of 3-D bytes: it begins with 00000801"):
+    with pytest.raises(InputError, match="labels is not an IDX file of 3-D bytes: it begins with 00000801"):
         read_idx(path, 3)
 
 
 def test_a_foreign_file_is_refused(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("<html>")
-    with pytest.raises(InputError, match=r"page\.html is no IDX file"):
+    with pytest.raises(InputError, match=r"page\.html is not an IDX file"):
         read_idx(path, 3)
 
 
 def test_a_file_without_content_is_refused(tmp_path):
     (tmp_path / "void").touch()
-    with pytest.raises(InputError, match="void is no IDX file of 1-D bytes: it begins with nothing"):
+    with pytest.raises(InputError, match="void is not an IDX file of 1-D bytes: it begins with nothing"):
         read_idx(tmp_path / "void", 1)
 
 
 def test_a_header_cut_short_is_refused(tmp_path, write_idx):
     path = write_idx(tmp_path / "images", IMAGES)
     path.write_bytes(path.read_bytes()[:9])
-    with pytest.raises(InputError, match="images is cut short within its header"):
+    with pytest.raises(InputError, match="images is truncated within its header"):
         read_idx(path, 3)
 
 
 def test_missing_pixels_are_counted(tmp_path, write_idx):
     path = write_idx(tmp_path / "images", IMAGES)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"images is cut short: 23 bytes where \(2, 3, 4\) takes 24"):
+    with pytest.raises(InputError, match=r"images is truncated: 23 bytes where \(2, 3, 4\) takes 24"):
         read_idx(path, 3)
 
 
@@ -70,7 +70,7 @@ def test_a_file_of_no_images_is_refused(tmp_path, write_idx):
 def test_a_truncated_gzip_is_refused(tmp_path, write_idx):
     path = write_idx(tmp_path / "images.gz", IMAGES)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"images.gz cannot be read \(.+\): fetch it again"):
+    with pytest.raises(InputError, match=r"images.gz cannot be read \(.+\): download it again"):
         read_idx(path, 3)
 
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests of routing: its backends, inputs, the reference, and a watch on the memory that it takes."""
+"""Helpers of the tests of routing: its backends, inputs, the reference, and a measurement of its memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Inputs that routing cannot take are refused before any work, with the value and the way out."""
+"""Inputs that routing cannot take are refused before any work, with the value and the remedy."""
 
 import pytest
 import torch

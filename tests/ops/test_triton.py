@@ -109,7 +109,7 @@ def _route(tensors, options, constants):
     from capsnet.ops.routing import route
 
     if not GPU:
-        dispatch._triton_unavailable = lambda *_: ""  # the interpreter stands in for the device
+        dispatch._triton_unavailable = lambda *_: ""  # the interpreter replaces the device
     with _with(constants), dispatch.routing_backend("triton"):
         results = by(route, {name: _placed(t) for name, t in tensors.items()}, **options)
     return [t.cpu() for t in results]
@@ -302,7 +302,7 @@ def test_no_tensor_has_the_size_of_the_logits(name, worker):
     b, i, j, t = 64, 64, 8, 2
     args = inputs(b, i, j, 1, 2, t=t, prior=False, dtype=torch.float32)[name]
     largest = _in(worker, _largest, name, args)
-    assert largest <= 3 * t * b * i * 4 < b * i * j * 4  # the statistics: three numbers an image, child and iteration
+    assert largest <= 3 * t * b * i * 4 < b * i * j * 4  # the statistics: three numbers per image, child and iteration
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

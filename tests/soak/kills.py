@@ -170,7 +170,7 @@ def wrong_ending(ended: Ended, number: signal.Signals, folder: Path) -> str | No
         return f"a traceback: {ended.said[ended.said.index('Traceback') :][-3000:]}"
     if ended.status != 128 + number:
         return f"status {ended.status}: {last_line(ended.said)}"
-    if where(folder).startswith("between") and "go on with: capsnet train" not in ended.said:
+    if where(folder).startswith("between") and "continue with: capsnet train" not in ended.said:
         return "the line with the command that resumes is missing"
     return None
 

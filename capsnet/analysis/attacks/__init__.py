@@ -20,7 +20,7 @@ from capsnet.errors import InputError
     },
     needs="foolbox",
 )
-@click.option("--images", default=50, show_default=True, help="Number of test images, half of them attacked in L2 too.")
+@click.option("--images", default=50, show_default=True, help="Number of test images; half are also attacked in L2.")
 @click.option("--epsilon", "epsilons", multiple=True, default=EPSILONS, help="Largest change of a pixel; repeatable.")
 @compare_option
 def attacks(context: Context, images: int = 50, epsilons: tuple[float, ...] = EPSILONS) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Checks for masked gradients: a network may seem robust only because its gradient misleads the attacks.
 
-More of an attack, or another attack, then does better (Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False
-Sense of Security", 2018).
+Stronger or other attacks then have more success (Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense
+of Security", 2018).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from capsnet.analysis.accuracy import wilson
 from capsnet.analysis.attacks.worst_case import DEEPFOOL, LARGE, SQUARE, TRANSFER, Ball, WorstCase
 
-SLACK = 0.05  # share of the images: the wide interval of a few images would excuse much more
+SLACK = 0.05  # share of the images: the interval of few images is wide and would accept much more
 CLOSE = f"accuracy {{}} is within the 95 % interval of accuracy {{}}, and at most {100 * SLACK:g} points above it"
 RULES = {
     "more steps": CLOSE.format("after half of the steps", "after all steps"),
@@ -34,7 +34,7 @@ class Check:
     """One of RULES."""
     n: int
     epsilon: float
-    """The one, of all that were tried, at which the last attack added made the largest difference."""
+    """The epsilon at which the last attack added made the largest difference."""
     right: dict[str, int]
     """Of n images, by the last attack added."""
     passed: bool
@@ -49,9 +49,9 @@ class Check:
 
 
 def is_close(before: int, after: int, n: int) -> bool:
-    """Whether `before` right images of n are hardly more than `after`, those right once an attack was added.
+    """Whether `before` right images of n are only slightly more than `after`, those right after an attack was added.
 
-    Hardly more means within the 95 % interval of what is left, and at most 5 points above it.
+    Slightly more means within the 95 % interval of what is left, and at most 5 points above it.
     """
     return before / n <= wilson(after, n)[1] and before - after <= SLACK * n
 
@@ -62,7 +62,7 @@ def step_names(ball: Ball) -> list[str]:
 
 
 def convergence(curve: WorstCase, ball: Ball) -> dict[str, Any]:
-    """Accuracy by number of steps, and after how many it is close to that after all: after all of them is too late."""
+    """Accuracy by number of steps; converged if a smaller number nearly gives the accuracy of the largest."""
     right = {int(name.removeprefix("PGD-")): ball.after[name] for name in step_names(ball)}
     last = right[max(right)]
     after = min(steps for steps in right if is_close(right[steps], last, curve.n))
@@ -89,7 +89,7 @@ def check_curve(curve: WorstCase) -> list[Check]:
 
 
 def verdict(curve: WorstCase) -> str:
-    """What the checks of a curve found, in a few words to stand beside its accuracies."""
+    """What the checks of a curve found, in a few words, to print next to its accuracies."""
     checks, found = check_curve(curve), [convergence(curve, ball) for ball in curve.balls]
     if not checks:
         return "not checked"

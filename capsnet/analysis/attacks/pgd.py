@@ -87,7 +87,7 @@ LOSSES: dict[str, Loss] = {"margin": margin, "cross-entropy": cross_entropy}
 
 
 def misclassify(model: Callable[[Tensor], Tensor], loss: Loss, *, stops: bool = True) -> Objective:
-    """The objective that a network predicts another class than the label; without `stops` an attack then goes on.
+    """The objective that a network predicts another class than the label; without `stops` an attack then continues.
 
     model: images [b, c, h, w] → scores [b, j]
     """

@@ -19,7 +19,7 @@ HALVED = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the qu
 def square_attack(objective: Objective, pixels: Tensor, labels: Tensor, epsilon: float, queries: int) -> Attempt:
     """Attack images within epsilon (Linf): change random squares by ±epsilon, and keep what raises the objective.
 
-    It starts from vertical stripes of ±epsilon. Each image takes at most so many queries, and none after its success.
+    It starts from vertical stripes of ±epsilon. Each image takes at most `queries` queries, and none after its success.
     Random numbers are torch's.
     pixels [b, c, h, w] in [0, 1], labels [b]
     """
@@ -48,7 +48,7 @@ def _signs(like: Tensor, *shape: int) -> Tensor:
 
 
 def _windows(b: int, h: int, w: int, side: int, device: torch.device) -> Tensor:
-    """A square of so many pixels at a random place of each image: bool [b, 1, h, w]."""
+    """A square with sides of `side` pixels at a random place of each image: bool [b, 1, h, w]."""
     rows, columns = (
         (torch.arange(size, device=device) - torch.randint(max(1, size - side + 1), (b, 1), device=device))
         for size in (h, w)

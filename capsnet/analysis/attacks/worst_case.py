@@ -34,7 +34,7 @@ Attack = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class Effort:
-    """What is spent on each image until it fools the network."""
+    """How many steps, starts and queries an image takes until it fools the network."""
 
     steps: tuple[int, ...] = (10, 20, 50, 100, 200)  # of PGD, which is run once for each of these numbers
     starts: int = 5  # random starts of PGD
@@ -178,7 +178,7 @@ class _Ensemble:
         return square_attack(self.objectives[0], *self.pixels(places), epsilon, self.effort.queries).success
 
     def transfer(self, source: FullGradient, places: Tensor, epsilon: float) -> Tensor:
-        """PGD on another network, which goes on after its success there, because its images then transfer better."""
+        """PGD on another network, which continues after its success there, because its images then transfer better."""
         pixels, labels = self.pixels(places)
         objective = misclassify(source, LOSSES["margin"], stops=False)
         adversarial = pgd(objective, pixels, labels, epsilon, self.effort.start_steps, self.norm).adversarial
@@ -194,7 +194,7 @@ class _Ensemble:
         attack, nearest = L2DeepFoolAttack(**DEEPFOOL_SETTINGS), torch.empty(0, device=self.model.device)
         model = PyTorchModel(self.model, bounds=(0, 1), device=self.model.device)
         everything, size = torch.arange(len(self.images), device=self.model.device), BATCH // 4
-        for places in everything.split(size) if len(everything) else ():  # foolbox goes on until all of a batch succeed
+        for places in everything.split(size) if len(everything) else ():  # foolbox runs until all of a batch succeed
             pixels, labels = self.pixels(places)
             adversarial = attack.run(model, pixels, Misclassification(labels))
             check_within(adversarial, pixels, 1)
@@ -213,7 +213,7 @@ def _check(
     counts: dict[str, Any],
 ) -> None:
     if find_spec("foolbox") is None:
-        raise InputError("DeepFool is foolbox's, which is not installed: pip install foolbox")
+        raise InputError("DeepFool comes from foolbox, which is not installed: pip install foolbox")
     if not networks or not len(images):
         raise InputError(f"an attack takes networks and images, not {len(networks)} and {len(images)} of them")
     if not epsilons:
@@ -222,7 +222,7 @@ def _check(
         if not 0 <= epsilon <= 1:
             raise InputError(f"epsilon is a change of pixels in [0, 1], so it is from 0 to 1, not {epsilon:g}")
     if not all(distance >= 0 for distance in distances):
-        raise InputError(f"an L2 distance is 0 or more, which not all of {list(distances)} are")
+        raise InputError(f"L2 distances are 0 or more, not {list(distances)}")
     for name, count in (counts | {"steps": min(counts["steps"], default=0)}).items():
         if count < 1:
             raise InputError(f"{name} is at least 1, not {count}")

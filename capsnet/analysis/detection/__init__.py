@@ -13,7 +13,7 @@ from capsnet.analysis.subject import Context, ood_option, subject
 
 @subject(
     {
-        "detection.png": "Detection of attacks: an image is flagged where its reconstruction error is above that of "
+        "detection.png": "Detection of attacks: an image is flagged if its reconstruction error is above that of "
         "95 % of the validation images.",
     },
     needs=("decoder", "validation"),

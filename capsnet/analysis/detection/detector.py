@@ -1,7 +1,6 @@
 """A detector of attacks by the reconstruction error: Frosst, Sabour and Hinton, "DARCCC" (2018, arXiv 1811.06969).
 
-An image is flagged where the reconstruction from its longest capsule is worse than those of nearly all validation
-images.
+An image is flagged if the reconstruction from its longest capsule is worse than those of nearly all validation images.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 from capsnet.runs import Run
 
-VALIDATION = 2_000  # at most so many images set the threshold
+VALIDATION = 2_000  # images that set the threshold, at most
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,9 @@ def save_detector(run: Run, detector: Detector) -> Path:
 
 
 def load_detector(run: Run) -> Detector | None:
-    """Return the detector of the run's best network, or None where there is none or it belongs to other weights.
+    """Return the detector of the run's best network, or None if there is none or it belongs to other weights.
 
-    Raises InputError where it cannot be read.
+    Raises InputError if it cannot be read.
     """
     path = run.folder / "detector.json"
     if not path.exists():
@@ -110,5 +109,5 @@ def load_detector(run: Run) -> Detector | None:
     try:
         kept = read_json(path, DetectorFile)
     except InputError as error:
-        raise InputError(f"{error}; `capsnet detection {run.folder}` makes it anew") from error
+        raise InputError(f"{error}; `capsnet detection {run.folder}` makes it again") from error
     return Detector(kept.threshold, kept.percentile, kept.n) if kept.weights == run.weights_checksum() else None

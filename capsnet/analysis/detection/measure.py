@@ -20,7 +20,7 @@ from capsnet.hardware import seeded
 from capsnet.losses import squared_errors
 from capsnet.models import CapsNet
 
-CLEAN = 1_000  # at most so many images measure the false alarms
+CLEAN = 1_000  # images that measure the false alarms, at most
 GAP, ROOM = 0.01, 0.01  # how far beyond its two aims an attack goes: in length, and as a share of the threshold
 
 
@@ -113,7 +113,7 @@ def attacks(
 ) -> Iterator[tuple[str, Tensor]]:
     """Attack images in three ways, within epsilon in every pixel: FGSM, PGD and the adaptive attack.
 
-    FGSM takes one step; PGD on the cross-entropy takes `steps`, and goes on after it has fooled the network; the
+    FGSM takes one step; PGD on the cross-entropy takes `steps`, and continues after it has fooled the network; the
     adaptive attack takes at most `steps`.
     Raises InputError for a set without images, and a network without decoder.
 
@@ -168,9 +168,9 @@ def _loss(network: CapsNet, images: Tensor, labels: Tensor, threshold: float) ->
 
 
 def auc(clean: Tensor, suspects: Tensor) -> float | None:
-    """Area under the ROC curve: how probably a suspect's error [n] is above a clean image's [m], ties counted half.
+    """Area under the ROC curve: the probability that a suspect's error [n] is above a clean image's [m].
 
-    It is Mann and Whitney's statistic, counted by ranks and so exact; None without suspects.
+    Ties count half. It is Mann and Whitney's statistic, computed exactly by ranks; None without suspects.
     """
     if not len(suspects):
         return None

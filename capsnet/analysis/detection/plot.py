@@ -60,7 +60,7 @@ def plot_detection(result: Detection, path: Path) -> Path:
 
 
 def roc(clean: Tensor, suspects: Tensor) -> tuple[Tensor, Tensor]:
-    """False and true positive rates [t] at every threshold, the highest first: shares of errors [m] and [n] above."""
+    """False and true positive rates [t] at every threshold, the highest first: shares of errors [m], [n] above it."""
     thresholds = torch.cat([clean, suspects, torch.tensor([-torch.inf])]).unique().flip(0)
     false, true = (
         1 - torch.searchsorted(errors.sort().values, thresholds, right=True) / len(errors)
@@ -120,7 +120,7 @@ def _plot_roc(axes: Axes, result: Detection) -> None:
 
 
 def _plot_errors(axes: Axes, result: Detection) -> None:
-    """Plot a dot for each image at its error, a row for each group; beside it the share that is flagged."""
+    """Plot a dot for each image at its error, a row for each group; next to it the share that is flagged."""
     groups, labels = (result.clean, *result.suspects), []
     for row, group in enumerate(groups):
         errors = group.errors.clamp(min=1e-3)  # the scale is logarithmic
@@ -154,7 +154,7 @@ def _lines(names: list[str]) -> int:
 def _plot_examples(
     figure: Figure, result: Detection, group: ImageGroup, names: list[str], corner: tuple[float, float]
 ) -> None:
-    """Plot a group's first images beside their reconstructions, with prediction and error; flagged ones are framed."""
+    """Plot a group's first images next to their reconstructions, with prediction and error; flagged ones are framed."""
     pairs = torch.stack([group.images[:EXAMPLES], group.reconstructions[:EXAMPLES]])  # [2, n, c, h, w]
     axes = style.plot_grid(figure, rearrange(pairs, "two n c h w -> 1 (n two) c h w"), corner, CELL, [""])
     pad = 72 * LINE * _lines(names) + 4

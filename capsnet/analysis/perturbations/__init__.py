@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
-CELL, WIDEST, TALLEST = 0.5, 13.0, 40.0  # inches: a cell where there is room, and the whole grid
-LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches beside the grid and above it
+CELL, WIDEST, TALLEST = 0.5, 13.0, 40.0  # inches: a cell if there is room, and the whole grid
+LEFT, RIGHT, HEAD = 1.45, 2.1, 0.5  # inches at the left and the right of the grid, and above it
 NUMBER = 0.45  # inches that the number above a column takes
 CAPTION = (
     "A number is added to one dimension of one capsule; in the framed column nothing is added. Change: absolute "
     "difference from that column, averaged over the others and summed over pixels; the rows are sorted by it. A word "
-    "names the effect, with its size in the first and the last image, in pixels (contrast from 0 to 1): of the effects "
-    "that steadily grow or shrink by a pixel or more, it alone explains 40 % or more of how the row changes, and 1.5 "
-    "times as much as any other. Thickness and contrast do not compete, nor does loop size with width and height. "
+    "names an effect, with its size in the first and the last image, in pixels (contrast from 0 to 1). It is named if "
+    "it steadily grows or shrinks by a pixel or more, and alone explains at least 40 % of the row's change and 1.5 "
+    "times as much as any other effect; thickness is not compared with contrast, nor loop size with width and height. "
     "Slant is how far the top is to the right of the bottom, loop size is a radius, and shifts are to the right and up."
 )
 TILE, ABOVE = 0.95, 0.38  # inches, in the animation: a cell, and the names above it
-PAUSE = 120  # milliseconds a frame
-LEVELS = 32  # of brightness in the animation: with more, noise that nobody sees makes the file large
+PAUSE = 120  # milliseconds per frame
+LEVELS = 32  # of brightness in the animation: with more, invisible noise makes the file large
 
 
 def plot_perturbations(measured: Perturbations, classes: tuple[str, ...], path: Path) -> Path:
     """Plot the reconstructions of all dimensions, a row each; write the numbers next to the figure, as JSON.
 
-    Raises InputError where there is not one name for each class.
+    Raises InputError if there is not one name for each class.
     """
     rows, columns, _, h, w = measured.reconstructions.shape
     names, tall = _class_names(measured, classes), style.cell_height(h, w)
@@ -67,7 +67,7 @@ def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], pat
     """Write a GIF of the reconstructions of all dimensions side by side, from the first offset to the last and back.
 
     Above each is its dimension, and its effect where one is clear. The same numbers make the same bytes.
-    Raises InputError where there is not one name for each class.
+    Raises InputError if there is not one name for each class.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ def animate_perturbations(measured: Perturbations, classes: tuple[str, ...], pat
 
 def _class_names(measured: Perturbations, classes: tuple[str, ...]) -> list[str]:
     if len(classes) != len(measured.lengths):
-        raise InputError(f"the network knows {len(measured.lengths)} classes, but there are {len(classes)} names")
+        raise InputError(f"the network has {len(measured.lengths)} classes, but there are {len(classes)} names")
     return style.class_names(classes)
 
 
@@ -136,7 +136,7 @@ def _mark_columns(axes: Axes, offsets: list[float], cell: float) -> None:
 
 
 def _name_effects(axes: Axes, measured: Perturbations, cell: float) -> None:
-    """Write at the right of each row of so many points the effect that is clear, and its first and last size."""
+    """Write at the right of each row, `cell` points high, the effect that is clear, and its first and last size."""
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     for row, effect in enumerate(measured.effects):
         if effect:
@@ -185,14 +185,18 @@ def _signed(offset: float) -> str:
 )
 @click.option("--class", "name", metavar="NAME", help="The class whose capsule is perturbed. All classes by default.")
 @click.option(
-    "--range", "extent", default=0.25, show_default=True, help="Largest number added to a dimension, and subtracted."
+    "--range",
+    "extent",
+    default=0.25,
+    show_default=True,
+    help="Largest number that is added to a dimension, or subtracted.",
 )
 @click.option("--step", default=0.05, show_default=True, help="Difference from one number to the next.")
 @click.option(
     "--image",
     type=int,
     metavar="N",
-    help="Place of a test image. By default the first of the class that is classified right.",
+    help="Index of a test image, from 0. By default the first of the class that is classified right.",
 )
 @click.option(
     "--dimension",

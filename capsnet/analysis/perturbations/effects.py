@@ -1,4 +1,4 @@
-"""What a perturbation changes, measured: thickness, slant, width, height, place and the size of loops.
+"""Measurements of what a perturbation changes: thickness, slant, width, height, place and the size of loops.
 
 Section 5.1 of Sabour, Frosst and Hinton (2017) names such effects by eye. Here each is measured, all but the contrast
 in pixels, and a sequence of images gets the name of an effect where that effect explains how they differ. The ink of
@@ -54,7 +54,7 @@ def clear_effect(
     share: float = 0.4,
     clear: float = 1.5,
 ) -> str | None:
-    """Name the one effect that a sequence of images shows, or None where no single one is clear.
+    """Name the one effect that a sequence of images shows, or None if no single one is clear.
 
     An effect takes place if its size differs between the first image and the last by at least `least` of the image's
     side (one pixel of MNIST's 28; for the contrast, by 0.1), and by at least the share `straight` of the sum of its

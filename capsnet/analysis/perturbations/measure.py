@@ -110,7 +110,7 @@ def perturb(capsules: Tensor, label: int, dimensions: Sequence[int], offsets: Te
 def steps(extent: float, step: float) -> list[float]:
     """The numbers from -extent to extent, a step apart; zero, in the middle, is exactly zero.
 
-    Raises InputError where the extent is no whole number of steps, or more than 25.
+    Raises InputError if the extent is no whole number of steps, or more than 25.
     """
     if not (0 < extent < inf and 0 < step < inf):
         raise InputError(f"range and step of a perturbation are above 0, not {extent:g} and {step:g}")
@@ -119,7 +119,7 @@ def steps(extent: float, step: float) -> list[float]:
         raise InputError(f"{extent:g} in steps of {step:g} are more than {MOST} each way: choose larger steps")
     if not isclose(count * step, extent, rel_tol=1e-6):
         nearest = extent / max(1, count)
-        raise InputError(f"steps of {step:g} do not lead from 0 to {extent:g}: choose steps of {nearest:g}, say")
+        raise InputError(f"steps of {step:g} do not lead from 0 to {extent:g}: choose for example steps of {nearest:g}")
     return [extent * k / count for k in range(-count, count + 1)]
 
 
@@ -129,7 +129,7 @@ def _known_dimensions(network: CapsNet, dimensions: Sequence[int] | None) -> lis
     size = network.digit_caps.weight.shape[-1]
     chosen = list(dict.fromkeys(range(size) if dimensions is None else dimensions))
     if not chosen:
-        raise InputError(f"there is no dimension to perturb: name some of 0 to {size - 1}")
+        raise InputError(f"there is no dimension to perturb: choose from 0 to {size - 1}")
     for dimension in chosen:
         if not 0 <= dimension < size:
             raise InputError(f"there is no dimension {dimension}: this network's capsules have 0 to {size - 1}")
@@ -139,14 +139,14 @@ def _known_dimensions(network: CapsNet, dimensions: Sequence[int] | None) -> lis
 def _choose_image(network: CapsNet, images: ImageSet, label: int, image: int | None) -> tuple[int, Tensor, Tensor]:
     """The image to reconstruct: its place in the set, its pixels [c, h, w] and its capsules [j, e]."""
     if not 0 <= label < network.classes:
-        raise InputError(f"there is no class {label}: this network knows classes 0 to {network.classes - 1}")
+        raise InputError(f"there is no class {label}: this network has classes 0 to {network.classes - 1}")
     if not len(images):
         raise InputError("there are no images to plot")
     if image is not None and not 0 <= image < len(images):
         raise InputError(f"there is no image {image}: the set has images 0 to {len(images) - 1}")
     places = (images.labels == label).nonzero().flatten().tolist() if image is None else [image]
     if not places:
-        raise InputError(f"no image of the set is of class {label}: name the place of another image")
+        raise InputError(f"no image of the set is of class {label}: give the index of another image")
     encoded = (_encode(network, images, place) for place in places)
     first = next(encoded)
     lengths = ((each, torch.linalg.vector_norm(each[2], dim=-1)) for each in chain([first], encoded))  # over axis e

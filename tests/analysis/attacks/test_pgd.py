@@ -1,4 +1,4 @@
-"""PGD stays within its bounds, is foolbox's, and uses the full gradient of a network."""
+"""PGD stays within its bounds, equals foolbox's, and uses the full gradient of a network."""
 
 import foolbox
 import pytest

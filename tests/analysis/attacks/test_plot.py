@@ -1,4 +1,4 @@
-"""The figure of accuracy under attack has a panel a norm, a line a network, every interval and the checks' verdicts."""
+"""The figure of accuracy under attack has a panel per norm, a line per network, all intervals and all verdicts."""
 
 import json
 
@@ -115,7 +115,7 @@ def test_dollars_in_a_name_are_no_formula(tmp_path, pages):
     assert figures[0].axes[0].get_legend().texts[0].get_text() == r"\$a\$"
 
 
-def test_the_numbers_beside_the_figure_have_everything(measured, tmp_path):
+def test_the_numbers_next_to_the_figure_have_everything(measured, tmp_path):
     path, _ = plot_attacks(measured, tmp_path / "a.png")
     numbers = json.loads(path.with_suffix(".json").read_text())
     assert numbers["settings"] == SETTINGS | {"steps": [10, 20, 50]}

@@ -1,4 +1,4 @@
-"""The Square attack stays in its ball, takes only as many queries as it may, and fools networks without a gradient."""
+"""The Square attack stays in its ball, takes no more queries than allowed, and fools networks without a gradient."""
 
 import pytest
 import torch

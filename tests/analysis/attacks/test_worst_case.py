@@ -108,7 +108,7 @@ def test_an_epsilon_outside_0_to_1_is_refused(network, images, epsilon):
 
 
 def test_a_negative_distance_is_refused(network, images):
-    with pytest.raises(InputError, match=r"an L2 distance is 0 or more, which not all of \[1.0, -2.0\] are"):
+    with pytest.raises(InputError, match=r"L2 distances are 0 or more, not \[1.0, -2.0\]"):
         measure_attacks({"a": network}, images, distances=(1.0, -2.0))
 
 

@@ -89,7 +89,7 @@ def test_a_dot_on_each_curve_is_the_threshold(result, tmp_path, pages):
     assert [tuple(dot) for dot in dots] == [pytest.approx(at) for at in [(0.2, 2 / 3), (0.2, 0), (0.2, 1), (0.2, 0.5)]]
 
 
-def test_every_group_has_a_row_of_errors_and_the_shares_beside_it(result, tmp_path, pages):
+def test_every_group_has_a_row_of_errors_and_the_shares_next_to_it(result, tmp_path, pages):
     axes = curves(result, tmp_path, pages)[1]
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows[:3] == ["clean test images\nn = 5", "FGSM, ε = 0.1\nfooled 3 of 10", "PGD, ε = 0.1\nfooled 0 of 10"]
@@ -110,7 +110,7 @@ def test_an_attack_that_never_fooled_has_no_examples(result, tmp_path, pages):
     assert titles == ["clean test images", "FGSM, ε = 0.1", "adaptive, ε = 0.1", "noise", "nobody.npz"]
 
 
-def test_the_numbers_are_kept_beside_the_figure(result, tmp_path, pages):
+def test_the_numbers_are_kept_next_to_the_figure(result, tmp_path, pages):
     pages(plot)
     path = plot_detection(result, tmp_path / "detection.png")
     kept = json.loads(path.with_suffix(".json").read_text())

@@ -100,15 +100,15 @@ def test_colour_images_that_are_not_square_are_plotted_in_colour(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label": 3}, "there is no class 3: this network knows classes 0 to 2"),
+        ({"label": 3}, "there is no class 3: this network has classes 0 to 2"),
         ({"label": -1}, "there is no class -1"),
         ({"dimensions": [2, 16]}, "there is no dimension 16: this network's capsules have 0 to 15"),
         ({"dimensions": [-1]}, "there is no dimension -1"),
-        ({"dimensions": []}, "there is no dimension to perturb: name some of 0 to 15"),
+        ({"dimensions": []}, "there is no dimension to perturb: choose from 0 to 15"),
         ({"image": 12}, "there is no image 12: the set has images 0 to 11"),
         ({"image": -1}, "there is no image -1"),
-        ({"extent": 0.25, "step": 0.1}, "steps of 0.1 do not lead from 0 to 0.25: choose steps of 0.125, say"),
-        ({"extent": 0.25, "step": 0.5}, "steps of 0.5 do not lead from 0 to 0.25: choose steps of 0.25, say"),
+        ({"extent": 0.25, "step": 0.1}, "steps of 0.1 do not lead from 0 to 0.25: choose for example steps of 0.125"),
+        ({"extent": 0.25, "step": 0.5}, "steps of 0.5 do not lead from 0 to 0.25: choose for example steps of 0.25"),
         ({"extent": 0.25, "step": 0.005}, "0.25 in steps of 0.005 are more than 25 each way: choose larger steps"),
         ({"extent": 1e300, "step": 1e-300}, "more than 25 each way"),
         ({"extent": 0.0}, "above 0, not 0 and 0.05"),
@@ -127,7 +127,7 @@ def test_what_there_is_not_is_refused_in_one_line(network, images, tmp_path, mak
 
 def test_a_class_without_images_is_refused(network, images, tmp_path):
     others = images.select((images.labels != 1).nonzero().flatten())
-    with pytest.raises(InputError, match="no image of the set is of class 1: name the place of another image"):
+    with pytest.raises(InputError, match="no image of the set is of class 1: give the index of another image"):
         plot(network, others, CLASSES, tmp_path / "a.png", label=1)
     assert plot(network, others, CLASSES, tmp_path / "a.png", label=1, image=0, dimensions=[0]).exists()
 
@@ -143,7 +143,7 @@ def test_a_network_without_decoder_is_refused(images, tmp_path):
 
 
 def test_names_for_other_than_the_networks_classes_are_refused(network, images, tmp_path):
-    with pytest.raises(InputError, match="the network knows 3 classes, but there are 2 names"):
+    with pytest.raises(InputError, match="the network has 3 classes, but there are 2 names"):
         plot(network, images, CLASSES[:2], tmp_path / "a.png")
 
 
