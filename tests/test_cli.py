@@ -254,7 +254,7 @@ def test_a_run_is_resumed_by_its_own_recipe_which_may_be_given_more_epochs(here)
         (f"import-weights 0.png {300 * 'x'}", "cannot be used as a path"),
         ("train digits --validation 5000", "choose --validation from 0 to 1436"),
         ("train minst", "no data set 'minst'"),
-        ("train mnist --data-dir data", "say with --data-dir where they are"),
+        ("train mnist --data-dir data", "give their folder with --data-dir"),
         ("train digits --run ended", "ended exists: continue it with --resume, replace it with --overwrite"),
         ("train digits --run thesis", "thesis exists and is not a run folder"),
         ("train digits --run thesis --overwrite", "thesis exists and is not a run folder"),
