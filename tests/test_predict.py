@@ -169,7 +169,7 @@ def test_the_command_prints_the_percentile_of_the_detector(with_detector, pictur
     detector = fit_detector(with_detector.load_network(), few_digits().validation, percentile=97.5)
     save_detector(with_detector, detector)
     said = capsnet("predict", with_detector.folder, pictures[0])
-    assert f"above {detector.threshold:.2f}, as 2.5 % of the validation images have;" in said.out
+    assert f"above {detector.threshold:.2f}, as for 2.5 % of the validation images;" in said.out
 
 
 def test_the_table_says_how_to_get_a_detector_where_there_is_none(trained, pictures, tmp_path, capsys):

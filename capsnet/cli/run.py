@@ -130,8 +130,9 @@ def print_predictions(predictions: list["FilePrediction"], detector: "Detector |
     print_table(table)
     if detector is not None:
         print(
-            f"suspicious: a reconstruction error above {detector.threshold:.2f}, as {100 - detector.percentile:g} % of "
-            "the validation images have; perhaps of no known class, or attacked"
+            f"suspicious: the reconstruction error is above {detector.threshold:.2f}, as for "
+            f"{100 - detector.percentile:g} % of the validation images; such an image may be of no known class, or "
+            "attacked"
         )
     elif predictions[0].reconstruction_error is not None:
         print("there is no detector of suspicious images for these weights: `capsnet detection RUN` makes one")
